@@ -1,0 +1,114 @@
+"""Uploading a folder to the Hub so that it can be repeated, with errors that say what to do."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+
+NEUTRAL_FILES = {".gitattributes", "README.md", "LICENSE"}  # such as the Hub makes with a new repository
+
+
+class HubError(RuntimeError):
+    """The Hub cannot be reached or refuses; the message says what to do."""
+
+
+def check_destination(repo_id: str) -> None:
+    """Find what is wrong with a destination before any work is done for it.
+
+    Raises:
+        HubError: not a USER/NAME, or there is no token.
+    """
+    if repo_id.count("/") != 1:
+        raise HubError(f"{repo_id!r} is no name of a repository; give USER/NAME.")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(f"{repo_id!r} is no name of a repository: {error}") from error
+    if get_token() is None:
+        raise HubError("There is no token: run `hf auth login`, or set HF_TOKEN. It must be allowed to write.")
+
+
+def upload_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    repo_type: str = "model",
+    mark: str,
+    private: bool = False,
+    allow_patterns: Sequence[str] | None = None,
+    delete_patterns: Sequence[str] | None = None,
+    message: str = "Upload",
+    variables: dict[str, str] | None = None,
+) -> str:
+    """Upload `folder` in one commit, creating the repository where there is none, and return the commit's address.
+
+    What the repository already holds is not sent again, and files are complete or absent in it: after any failure the
+    same call goes on. Unchanged content makes no commit.
+
+    Args:
+        repo_type: `model`, `dataset` or `space` (of Gradio).
+        mark: a file that every such upload holds. A repository with other files but without this one is somebody's
+            work under the same name, and is refused.
+        private: whether a new repository is private; an existing one stays as it is.
+        allow_patterns: what to upload; None uploads all.
+        delete_patterns: files of the repository that go unless they are uploaded.
+        variables: of a Space, name -> value, set before the upload starts it.
+
+    Raises:
+        HubError: as `check_destination`; or the Hub cannot be reached or refuses.
+    """
+    check_destination(repo_id)
+    api = HfApi()
+    try:
+        repo = api.create_repo(
+            repo_id,
+            repo_type=repo_type,
+            private=private,
+            exist_ok=True,
+            space_sdk="gradio" if repo_type == "space" else None,
+        )
+        present = set(api.list_repo_files(repo.repo_id, repo_type=repo_type)) - NEUTRAL_FILES
+        if present and mark not in present:
+            raise HubError(
+                f"{repo_id} is taken: it holds {', '.join(sorted(present)[:3])} and no {mark}. Choose another name."
+            )
+        for key, value in (variables or {}).items():
+            api.add_space_variable(repo.repo_id, key, value)
+        commit = api.upload_folder(
+            repo_id=repo.repo_id,
+            repo_type=repo_type,
+            folder_path=folder,
+            allow_patterns=allow_patterns,
+            delete_patterns=delete_patterns,
+            commit_message=message,
+        )
+    except HubError:
+        raise
+    except Exception as error:  # the client passes on whatever its HTTP library raises
+        raise HubError(f"Could not upload to {repo_id}: {explain(error)}") from error
+    return commit.commit_url
+
+
+def explain(error: Exception) -> str:
+    """What an error of the Hub's client means, and what to do about it."""
+    if isinstance(error, LocalTokenNotFoundError):
+        return "there is no token. Run `hf auth login`, or set HF_TOKEN."
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set. Unset it to upload."
+    if not isinstance(error, HfHubHTTPError) and isinstance(error.__cause__, HfHubHTTPError):
+        error = error.__cause__  # a failed transfer of one file comes wrapped
+    if not isinstance(error, HfHubHTTPError):
+        return f"the Hub cannot be reached ({error}). The same command goes on later; nothing was lost."
+    status = error.response.status_code
+    if status == 401:
+        return "the Hub does not know this token. Run `hf auth login`, or set HF_TOKEN to a valid one."
+    if status == 403:
+        return (
+            "this token may not write there. Use a token that may write, and a name of your own account or "
+            f"organisation. {error}"
+        )
+    if status >= 500:
+        return f"the Hub had a fault ({status}). The same command goes on where it stopped; nothing was lost."
+    return str(error)

@@ -1,0 +1,127 @@
+"""Multi-page TIFFs and numbered slices -> scans."""
+
+import io
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from .image_processing_brain_mri import raw_mode, read_deep_colour, read_image
+from .input_files import InputFile, VolumeFileError
+from .scans import MAX_SIDE, Scan, check_intensities, check_size
+from .volume_geometry import Geometry
+
+NO_SPACING = "image files do not give it"
+SEQUENCE_DIGIT = re.compile(r"(?i)t[12](?=[a-z_+\-. ]|$)")  # the number in T1 or T2 is no slice's
+NUMBER = re.compile(r"\d+")
+
+
+def slice_number(stem: str) -> tuple[str, int | None]:
+    """A slice's file name without its number, and the number: the last whole number in it, None where there is none."""
+    hidden = SEQUENCE_DIGIT.sub(lambda match: match[0][0] + "#", stem)
+    numbers = list(NUMBER.finditer(hidden))
+    if not numbers:
+        return stem, None
+    start, end = numbers[-1].span()
+    return stem[:start] + "*" + stem[end:], int(stem[start:end])
+
+
+def read_stacks(files: Sequence[InputFile], *, mask: bool = False) -> list[Scan]:
+    """Slices, sorted by their numbers, and multi-page TIFFs -> one scan per folder and name.
+
+    Args:
+        mask: all-zero slices are fine.
+
+    Raises:
+        VolumeFileError: a damaged image, slices that differ in size or kind, a slice that is there twice, too many or
+            too few pixels, NaN, or one intensity everywhere.
+    """
+    groups = defaultdict(list)
+    for file in files:
+        name, number = slice_number(file.stem)
+        folder = file.name.rpartition("/")[0]
+        groups[folder, name].append((-1 if number is None else number, file))
+    return [
+        read_stack(f"{folder}/{name}" if folder else name, sorted(members, key=lambda item: item[0]), mask)
+        for (folder, name), members in groups.items()
+    ]
+
+
+def read_stack(name: str, members: list[tuple[int, InputFile]], mask: bool) -> Scan:
+    numbers = [number for number, _ in members]
+    if twice := {number for number in numbers if numbers.count(number) > 1}:
+        same = [file.name for number, file in members if number == min(twice)]
+        raise VolumeFileError(
+            f"The slice {min(twice)} is there {len(same)} times: {', '.join(same[:3])}. Leave one in."
+        )
+    pages, names = [], []
+    for _, file in members:
+        for page in read_pages(file, mask):
+            if pages and (page.shape, page.dtype) != (pages[0].shape, pages[0].dtype):
+                raise VolumeFileError(
+                    f"The slices do not belong together: {names[0]!r} is {describe_pixels(pages[0])}, {file.name!r} "
+                    f"{describe_pixels(page)}. Give the slices of one volume, all of one size and kind."
+                )
+            pages.append(page)
+            names.append(file.name)
+            check_size(members[0][1].name, (len(pages), *page.shape[:2]))
+    label = members[0][1].name if len(members) == 1 else name
+    voxels = np.stack(pages)
+    if not mask:
+        check_intensities(label, voxels)
+    warnings = []
+    absent = sorted(set(range(numbers[0], numbers[-1] + 1)) - set(numbers))
+    if absent:
+        shown = ", ".join(map(str, absent[:5])) + (", …" if len(absent) > 5 else "")
+        warnings.append(f"Between the slices {numbers[0]} and {numbers[-1]} of {label!r} some are missing: {shown}.")
+    stems = tuple(file.stem for _, file in members) if len(members) == len(pages) else None
+    return Scan(label, voxels, Geometry(voxels.shape[:3]), None, NO_SPACING, tuple(warnings), stems)
+
+
+def describe_pixels(page: np.ndarray) -> str:
+    colour = "colour" if page.ndim == 3 else "grey"
+    return f"{page.shape[0]}×{page.shape[1]} pixels, {colour}, {page.dtype}"
+
+
+def read_pages(file: InputFile, mask: bool = False) -> list[np.ndarray]:
+    """The pages of an image file: `(H, W)` or `(H, W, 3)` each, at their own bit depth; opaque alpha is dropped.
+
+    Raises:
+        VolumeFileError: a damaged image, too many pages or pixels, or other than grey or RGB.
+    """
+    data = io.BytesIO(file.read())
+    pages = []
+    try:
+        with Image.open(data, formats=("PNG", "JPEG", "TIFF")) as image:
+            count = getattr(image, "n_frames", 1)
+            for index in range(count):
+                image.seek(index)
+                if not (mask and image.mode == "1"):
+                    check_page(file.name, image, count)
+                if raw_mode(image).startswith("RGB;16"):
+                    if count > 1:
+                        raise VolumeFileError(
+                            f"{file.name!r} has pages of 16 bits per colour channel. Save each as a file of its own."
+                        )
+                    image.filename = data  # from which the low bytes are read
+                    pages.append(read_deep_colour(image))
+                else:
+                    pages.append(read_image(image.copy()))  # a copy has one page
+    except VolumeFileError:
+        raise
+    except Image.DecompressionBombError:
+        raise VolumeFileError(f"{file.name!r} has too many pixels; at most {MAX_SIDE}×{MAX_SIDE} are read.") from None
+    except (OSError, EOFError, SyntaxError, TypeError, ValueError, KeyError) as error:  # all from Pillow's decoders
+        raise VolumeFileError(f"{file.name!r} is damaged or incomplete ({error}). Export it again.") from None
+    return pages
+
+
+def check_page(name: str, image: Image.Image, count: int) -> None:
+    """Refuse, before it is decoded, what would be too much or holds no MR intensities."""
+    check_size(name, (count, image.height, image.width))
+    if image.mode not in ("L", "I", "F", "P", "RGB", "RGBA", "LA", "PA") and not image.mode.startswith("I;16"):
+        raise VolumeFileError(
+            f"{name!r} is of the colour space {image.mode}; accepted are grey and RGB slices of 8 or 16 bits."
+        )

@@ -1,0 +1,288 @@
+"""From slices and volumes to lesion probabilities and masks, with nothing computed that is not needed.
+
+Two shortcuts are exact, up to rounding: batch norm folded into the convolutions, and the channels-last memory format
+(`load_model`). The others are approximate, each an option of `predict_volume`: slices are cropped to the head
+(`crop_margin`), and those between two without a lesion are left out (`screening_stride`). benchmarks/inference.py
+measures what each gains and what it costs in Dice.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import fuse_conv_bn_eval
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
+
+from .image_processing_brain_mri import FLAIR, FOREGROUND, MINIMUM_SIZE, OCCUPIED
+from .postprocessing import postprocess_volume
+
+Progress = Callable[[Iterable], Iterable]  # wraps an iterable to show progress, as tqdm and gr.Progress().tqdm do
+
+CROP_MARGIN = 8  # pixels around the head, so that the network sees its edge as in training
+SCREENING_STRIDE = 3  # slices; the smallest lesion of the LGG dataset's 88 patients for training goes through six
+SCREENING_LEVEL = 0.1  # highest probability of a slice from which its neighbours may have a lesion
+EMPTY_SLICE = 0.002  # share of pixels with signal under which a slice of a volume holds no brain
+
+
+@dataclass(frozen=True)
+class SliceSegmentation:
+    """`probabilities` (H, W) float32 in [0, 1] and `mask` (H, W) bool of one slice."""
+
+    probabilities: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class VolumeSegmentation:
+    """Segmentation of a stack of slices.
+
+    Attributes:
+        probabilities: (S, H, W) float32 in [0, 1].
+        mask: (S, H, W) bool, after the threshold and, unless switched off, 3-D post-processing.
+        spacing: size of a voxel along (S, H, W) in mm as it was given, or None.
+        affine: (4, 4) voxel-to-world matrix in mm as it was given, or None.
+    """
+
+    probabilities: np.ndarray
+    mask: np.ndarray
+    spacing: tuple[float, float, float] | None = None
+    affine: np.ndarray | None = None
+
+    @property
+    def volume_ml(self) -> float | None:
+        """The lesion's volume in millilitres, or None where the spacing is unknown."""
+        return None if self.spacing is None else float(self.mask.sum() * np.prod(self.spacing) / 1000)
+
+
+def load_model(name_or_path: str, *, fold: bool = True) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """A checkpoint's model and image processor, from a folder or the Hub, ready for inference on this machine.
+
+    The model is in evaluation mode, in float32 (half precision serves storage; CPUs compute slower in it) and in the
+    channels-last memory format, which PyTorch's CPU convolutions prefer.
+
+    Args:
+        fold: fold batch norm into the convolutions (`fold_batch_norm`); such a model is for inference alone.
+
+    Raises:
+        OSError: no checkpoint under that name.
+    """
+    model = AutoModelForSemanticSegmentation.from_pretrained(
+        name_or_path, dtype=torch.float32, use_safetensors=True
+    ).eval()
+    processor = AutoImageProcessor.from_pretrained(name_or_path)
+    if fold:
+        fold_batch_norm(model)
+    return model.to(memory_format=torch.channels_last), processor
+
+
+def fold_batch_norm(model: nn.Module) -> None:
+    """Multiply each batch norm into the convolution before it, in place; the outputs stay the same up to rounding.
+
+    The model must be in evaluation mode and can be neither trained nor saved as a checkpoint afterwards.
+    """
+    for block in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
+        for (name, convolution), (norm_name, norm) in pairwise(list(block.named_children())):
+            transposed = isinstance(convolution, nn.ConvTranspose2d)
+            if isinstance(norm, nn.BatchNorm2d) and (transposed or isinstance(convolution, nn.Conv2d)):
+                setattr(block, name, fuse_conv_bn_eval(convolution, norm, transpose=transposed))
+                setattr(block, norm_name, nn.Identity())
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise `ValueError` unless `threshold` is a probability strictly between 0 and 1."""
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold is a probability between 0 and 1, exclusive, but is {threshold}.")
+
+
+@torch.inference_mode()
+def predict_probabilities(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Lesion probabilities (B, H, W) float32 of normalised slices (B, 3, H, W), on the CPU."""
+    pixel_values = pixel_values.to(model.device, model.dtype, memory_format=torch.channels_last)
+    return model(pixel_values=pixel_values).logits.squeeze(1).float().sigmoid().cpu()
+
+
+def segment_slice(
+    model: PreTrainedModel, processor: BaseImageProcessor, image, *, threshold: float = 0.5
+) -> SliceSegmentation:
+    """Segment one slice.
+
+    Args:
+        image: a slice in any form that `BrainMRIImageProcessor` accepts.
+        threshold: probability in (0, 1) from which a pixel counts as lesion.
+
+    Raises:
+        ValueError: an image that the processor refuses, or a threshold outside (0, 1).
+    """
+    check_threshold(threshold)
+    image = processor.process_image(image)  # (H, W, 3)
+    height, width = image.shape[:2]
+    pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
+    probabilities = predict_probabilities(model, pixel_values)[0, :height, :width].numpy()
+    return SliceSegmentation(probabilities=probabilities, mask=probabilities >= threshold)
+
+
+def signal_mask(volume: np.ndarray) -> np.ndarray:
+    """Voxels with FLAIR signal, by the volume's own intensities: (S, H, W) or (S, H, W, 3) -> (S, H, W) bool."""
+    flair = volume[..., FLAIR] if volume.ndim == 4 else volume
+    lowest = flair.min()
+    bright = np.quantile(flair, 0.995, method="lower") - lowest
+    return flair > lowest + FOREGROUND * bright
+
+
+def head_window(signal: np.ndarray, margin: int, divisor: int) -> tuple[slice, slice]:
+    """Rows and columns that hold the head in (S, H, W) bool, with a margin, in multiples of `divisor` pixels.
+
+    A window may end beyond the frame, in the processor's padding, but never beyond the frame's size rounded up.
+    """
+    windows = []
+    for axis, size in ((2, signal.shape[1]), (1, signal.shape[2])):
+        occupied = np.flatnonzero((signal.mean(axis=axis) > OCCUPIED).any(axis=0))
+        first, last = (occupied[0], occupied[-1] + 1) if len(occupied) else (0, size)
+        padded = -(-size // divisor) * divisor
+        wanted = max(last - first + 2 * margin, MINIMUM_SIZE)
+        length = min(-(-wanted // divisor) * divisor, padded)
+        start = min(max((first + last - length) // 2, 0), padded - length)
+        windows.append(slice(int(start), int(start + length)))
+    return windows[0], windows[1]
+
+
+def predict_volume(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    slices: np.ndarray,
+    *,
+    batch_size: int = 4,
+    crop_margin: int | None = CROP_MARGIN,
+    screening_stride: int = SCREENING_STRIDE,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Lesion probabilities of a stack of neighbouring slices.
+
+    Args:
+        slices: (S, H, W, 3) in the order pre-contrast T1, FLAIR, post-contrast T1, or (S, H, W) FLAIR; any real dtype.
+        batch_size: slices computed at a time.
+        crop_margin: the slices of a batch are computed in the window that holds their heads and this many pixels around
+            them; the probability is 0 elsewhere, and in slices without brain. None computes every slice whole.
+        screening_stride: every so many slices are computed first, then, from slice to slice, the neighbours of those in
+            which a probability comes to `SCREENING_LEVEL`; it is 0 in the others. A lesion through at least so many
+            slices meets a computed one. 1 computes every slice.
+        progress: wraps the iterable of slices, such as `tqdm.tqdm`.
+
+    Returns:
+        (S, H, W) float32 in [0, 1].
+
+    Raises:
+        ValueError: another shape, no slice, NaN or infinite intensities, slices under 32x32 pixels, or an option out of
+            its range.
+    """
+    slices = np.asarray(slices)
+    if slices.ndim not in (3, 4) or (slices.ndim == 4 and slices.shape[-1] != 3) or len(slices) == 0:
+        raise ValueError(
+            f"A volume has shape (slices, height, width, 3) or, for FLAIR alone, (slices, height, width), but this one "
+            f"has {slices.shape}."
+        )
+    if not np.isfinite(slices).all():
+        raise ValueError("The volume contains NaN or infinite intensities. Replace them, for instance by zero, first.")
+    for name, value in (("batch_size", batch_size), ("screening_stride", screening_stride)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, but is {value}.")
+    if crop_margin is not None and crop_margin < 0:
+        raise ValueError(f"crop_margin is a number of pixels, or None for no cropping, but is {crop_margin}.")
+    probabilities = np.zeros(slices.shape[:3], dtype=np.float32)
+    height, width = slices.shape[1:3]
+
+    signal = signal_mask(slices)
+    flair = slices[..., FLAIR] if slices.ndim == 4 else slices
+    constant = flair.min(axis=(1, 2)) == flair.max(axis=(1, 2))
+    empty = np.zeros_like(constant) if crop_margin is None else signal.mean(axis=(1, 2)) <= EMPTY_SLICE
+    indices = np.flatnonzero(~empty & ~constant)
+
+    def compute(chosen: np.ndarray) -> Iterator[int]:
+        # Heads of about the same size share a window.
+        chosen = chosen[np.argsort(signal[chosen].sum(axis=(1, 2)), kind="stable")]
+        for start in range(0, len(chosen), batch_size):
+            batch = chosen[start : start + batch_size]
+            pixel_values = processor(images=list(slices[batch]), return_tensors="pt")["pixel_values"]
+            if crop_margin is None:
+                rows, columns = slice(0, pixel_values.shape[-2]), slice(0, pixel_values.shape[-1])
+            else:
+                rows, columns = head_window(signal[batch], crop_margin, processor.size_divisor)
+            predicted = predict_probabilities(model, pixel_values[..., rows, columns]).numpy()
+            # The window may reach into the padding, which has no place in the result.
+            probabilities[batch, rows, columns] = predicted[:, : height - rows.start, : width - columns.start]
+            yield from batch
+
+    def compute_all() -> Iterator[int]:
+        done = np.zeros(len(indices), dtype=bool)
+        waiting = np.union1d(np.arange(0, len(indices), screening_stride), len(indices) - 1)[: len(indices)]
+        while len(waiting):
+            yield from compute(indices[waiting])
+            done[waiting] = True
+            suspect = np.pad(probabilities[indices].max(axis=(1, 2)) >= SCREENING_LEVEL, 1)
+            waiting = np.flatnonzero((suspect[:-2] | suspect[2:]) & ~done)
+        yield from indices[~done]
+
+    steps = _Steps(compute_all(), len(indices))
+    for _ in progress(steps) if progress else steps:
+        pass
+    return probabilities
+
+
+class _Steps:
+    """An iterator with the length that a progress bar needs."""
+
+    def __init__(self, iterator: Iterator, length: int):
+        self.iterator, self.length = iterator, length
+
+    def __iter__(self) -> Iterator:
+        return self.iterator
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def segment_volume(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    slices: np.ndarray,
+    *,
+    threshold: float = 0.5,
+    postprocess: bool = True,
+    batch_size: int = 4,
+    crop_margin: int | None = CROP_MARGIN,
+    screening_stride: int = SCREENING_STRIDE,
+    spacing: tuple[float, float, float] | None = None,
+    affine: np.ndarray | None = None,
+    progress: Progress | None = None,
+) -> VolumeSegmentation:
+    """Segment a stack of slices in order, such as a patient's axial slices.
+
+    Args:
+        slices, batch_size, crop_margin, screening_stride, progress: as in `predict_volume`.
+        threshold: probability in (0, 1) from which a voxel counts as lesion.
+        postprocess: drop small islands and fill holes in 3-D (`postprocessing.postprocess_volume`).
+        spacing: voxel size along (S, H, W) in mm; kept, and used for the volume in ml.
+        affine: (4, 4) voxel-to-world matrix in mm; kept.
+
+    Raises:
+        ValueError: as in `predict_volume`, a threshold outside (0, 1), or a spacing that is not three positive numbers.
+    """
+    check_threshold(threshold)
+    if spacing is not None and (len(spacing) != 3 or min(spacing) <= 0):
+        raise ValueError(f"spacing is three positive lengths in mm, (slice, row, column), but is {spacing}.")
+    probabilities = predict_volume(
+        model,
+        processor,
+        slices,
+        batch_size=batch_size,
+        crop_margin=crop_margin,
+        screening_stride=screening_stride,
+        progress=progress,
+    )
+    mask = probabilities >= threshold
+    if postprocess:
+        mask = postprocess_volume(mask)
+    return VolumeSegmentation(probabilities, mask, spacing, affine)

@@ -1,0 +1,206 @@
+"""Files and members of zip archives alike: names, kinds and bytes. Nothing is unpacked to disk."""
+
+import gzip
+import io
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+MAX_FILES = 2000  # chosen together or in one archive: three sequences of 400 slices, with masks
+MAX_BYTES = 600_000_000  # of all files together, once unpacked
+MAX_DIRECTORY_BYTES = MAX_FILES * 512  # of a zip's list of members, which is read whole before it can be counted
+HEADER_BYTES = 540  # a NIfTI-2 header, the longest that tells a kind
+
+ACCEPTED = (
+    "Accepted are NIfTI files (.nii, .nii.gz; one, or one per sequence), a DICOM series, a multi-page TIFF, and slices "
+    "as TIFF, PNG or JPEG, each also in a zip archive."
+)
+SIGNATURES = (  # kind, offset, bytes
+    ("dicom", 128, b"DICM"),
+    ("nifti", 344, b"n+1\0"),
+    ("nifti", 4, b"n+2\0"),
+    ("nifti pair", 344, b"ni1\0"),
+    ("nifti pair", 4, b"ni2\0"),
+    ("tiff", 0, b"II*\0"),
+    ("tiff", 0, b"MM\0*"),
+    ("tiff", 0, b"II+\0"),
+    ("tiff", 0, b"MM\0+"),
+    ("png", 0, b"\x89PNG"),
+    ("jpeg", 0, b"\xff\xd8\xff"),
+    ("zip", 0, b"PK\x03\x04"),
+    ("zip", 0, b"PK\x05\x06"),
+    ("gzip", 0, b"\x1f\x8b"),
+    ("nrrd", 0, b"NRRD"),
+    ("pdf", 0, b"%PDF"),
+    ("rar", 0, b"Rar!"),
+    ("7z", 0, b"7z\xbc\xaf"),
+)
+IMAGE_KINDS = {"tiff", "png", "jpeg"}
+SUFFIXES = {".nii", ".gz", ".dcm", ".ima", ".tif", ".tiff", ".png", ".jpg", ".jpeg"}  # of what can be read
+LITTER = {"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini", "DICOMDIR"}
+
+
+class VolumeFileError(ValueError):
+    """Files that cannot be read as one volume. The text says what came, what is accepted and what to do."""
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file, or a member of an archive: `name` as people know it, `kind` by its first bytes ("" where unknown)."""
+
+    name: str
+    kind: str
+    read: Callable[[], bytes]
+
+    @property
+    def stem(self) -> str:
+        name = PurePosixPath(self.name).name
+        return name[:-7] if name.lower().endswith(".nii.gz") else PurePosixPath(name).stem
+
+    @property
+    def folder(self) -> str:
+        return PurePosixPath(self.name).parent.name
+
+
+@contextmanager
+def open_inputs(paths: Iterable[str | Path]) -> Iterator[tuple[list[InputFile], list[str]]]:
+    """The readable files among `paths` and inside the zip archives among them, and the names of what was left out.
+
+    Inside an archive other files are left out; a file that was chosen by itself must be of a known kind.
+
+    Raises:
+        VolumeFileError: no file, too many or too large ones, an archive that is damaged, encrypted, too large or names
+            files outside itself, or a file of another kind.
+        FileNotFoundError: no such file.
+    """
+    files, left_out = [], []
+    with ExitStack() as archives:
+        for path in map(Path, paths):
+            kind = kind_of(path.open)
+            if kind == "zip":
+                archive = archives.enter_context(open_archive(path))
+                found = list(archive_files(archive, path.name))
+                if not found:
+                    raise VolumeFileError(f"The archive {path.name!r} holds no files. {ACCEPTED}")
+            else:
+                found = [InputFile(path.name, kind, path.read_bytes)]
+            for file in found:
+                if is_readable(file, chosen=kind != "zip"):
+                    files.append(file)
+                else:
+                    left_out.append(file.name)
+        if not files:
+            what = f" ({', '.join(left_out[:3])})" if left_out else ""
+            raise VolumeFileError(f"There is no image among the files{what}. {ACCEPTED}")
+        if len(files) > MAX_FILES:
+            raise VolumeFileError(f"{len(files):,} files came; at most {MAX_FILES:,} are read at a time.")
+        yield files, left_out
+
+
+def is_readable(file: InputFile, chosen: bool) -> bool:
+    """Whether a file is of a kind that is read here; raises where one that should be is not."""
+    if file.kind in IMAGE_KINDS | {"nifti", "dicom"}:
+        return True
+    if file.kind == "nifti pair":
+        raise VolumeFileError(
+            f"{file.name!r} is the header of a NIfTI pair (.hdr and .img). Convert the pair to one .nii file."
+        )
+    if chosen or PurePosixPath(file.name).suffix.lower() in SUFFIXES:
+        what = {"": "of no kind that is known here, whatever its name says", "gzip": "gzip, but no NIfTI file"}
+        raise VolumeFileError(f"{file.name!r} is {what.get(file.kind, f'a file of kind {file.kind}')}. {ACCEPTED}")
+    return False
+
+
+def kind_of(opener: Callable[..., io.BufferedIOBase]) -> str:
+    """A file's kind by its first bytes, looking into gzip; "" where they tell nothing."""
+    with opener("rb") as file:
+        header = file.read(HEADER_BYTES)
+        if header.startswith(b"\x1f\x8b"):
+            try:
+                header = zlib.decompressobj(wbits=31).decompress(header + file.read(4096), HEADER_BYTES)
+            except zlib.error:
+                return "gzip"
+            kind = kind_of_header(header)
+            return kind if kind.startswith("nifti") else "gzip"
+    return kind_of_header(header)
+
+
+def kind_of_header(header: bytes) -> str:
+    return next((kind for kind, start, magic in SIGNATURES if header[start : start + len(magic)] == magic), "")
+
+
+def unzip_bytes(data: bytes, limit: int) -> bytes:
+    """At most `limit` bytes of what a gzip file holds.
+
+    Raises:
+        OSError, EOFError, zlib.error: a damaged or truncated file.
+    """
+    with gzip.open(io.BytesIO(data)) as file:
+        return file.read(limit)
+
+
+def open_archive(path: Path) -> zipfile.ZipFile:
+    """Open a zip archive whose list of members is of a size worth reading."""
+    size = directory_size(path)
+    if size is None or size > MAX_DIRECTORY_BYTES:
+        raise VolumeFileError(
+            f"The archive {path.name!r} is damaged, or lists more than the {MAX_FILES:,} files that are read at a time."
+        )
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise VolumeFileError(f"The archive {path.name!r} is damaged ({error}). Make it again.") from None
+
+
+def directory_size(path: Path) -> int | None:
+    """Bytes of a zip's list of members as its end says, None for one without an end or with 64-bit sizes."""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 65_600, 0))  # the longest end: 22 bytes, a comment, and what precedes it
+        tail = file.read()
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or b"PK\x06\x07" in tail[max(end - 20, 0) : end]:
+        return None
+    return int.from_bytes(tail[end + 12 : end + 16], "little")
+
+
+def archive_files(archive: zipfile.ZipFile, archive_name: str) -> Iterator[InputFile]:
+    """The members of an archive that are no litter of the system that made it."""
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    total = sum(member.file_size for member in members)
+    if len(members) > MAX_FILES or total > MAX_BYTES:
+        raise VolumeFileError(
+            f"The archive {archive_name!r} unpacks to {len(members):,} files of {total / 1e6:,.0f} MB; at most "
+            f"{MAX_FILES:,} files and {MAX_BYTES / 1e6:,.0f} MB are read. Leave out what is not needed."
+        )
+    for member in members:
+        parts = PurePosixPath(member.filename.replace("\\", "/")).parts
+        if ".." in parts or member.filename.startswith(("/", "\\")) or ":" in parts[0]:
+            raise VolumeFileError(
+                f"The archive {archive_name!r} names a file outside itself ({member.filename[:80]!r}), which is not "
+                f"read. Make the archive again, from the folder itself."
+            )
+        if LITTER & set(parts) or parts[-1].startswith("."):
+            continue
+        if member.flag_bits & 1:
+            raise VolumeFileError(f"The archive {archive_name!r} is encrypted. Make it again without a password.")
+
+        def read(member=member) -> bytes:
+            # zipfile yields no more than the declared size, whatever the member unpacks to, and checks the sum.
+            with readable(archive_name), archive.open(member) as file:
+                return file.read()
+
+        with readable(archive_name):
+            kind = kind_of(lambda mode, member=member: archive.open(member))
+        yield InputFile(member.filename, kind, read)
+
+
+@contextmanager
+def readable(archive_name: str) -> Iterator[None]:
+    """Say what is wrong with an archive whose member does not unpack."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise VolumeFileError(f"The archive {archive_name!r} is damaged ({error}). Make it again.") from None

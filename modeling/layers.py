@@ -1,0 +1,150 @@
+"""Convolutional blocks shared by the U-Nets and TransUNet."""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+MINIMUM_SIZE = 32  # pixels
+
+
+def check_pixel_values(pixel_values: torch.Tensor, num_channels: int) -> None:
+    """Raise `ValueError` unless `pixel_values` is (B, num_channels, H, W) with H and W of at least 32."""
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
+        raise ValueError(
+            f"pixel_values must have shape (batch, {num_channels}, height, width), but have "
+            f"{tuple(pixel_values.shape)}. BrainMRIImageProcessor makes them from images."
+        )
+    if min(pixel_values.shape[-2:]) < MINIMUM_SIZE:
+        raise ValueError(
+            f"Height and width must be at least {MINIMUM_SIZE} pixels, but are "
+            f"{pixel_values.shape[-2]}x{pixel_values.shape[-1]}. Pad or enlarge the image."
+        )
+
+
+@torch.no_grad()
+def init_convolutional_weights(module: nn.Module) -> None:
+    """He initialisation (He et al. 2015, arXiv 1502.01852) of a convolution with a zero bias, or a fresh batch norm.
+
+    Does nothing to other modules, nor to weights that `from_pretrained` has loaded.
+    """
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        # A transposed convolution's fan-in lies on the axis that PyTorch calls fan-out.
+        mode = "fan_out" if isinstance(module, nn.ConvTranspose2d) else "fan_in"
+        init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
+        init.zeros_(module.running_mean)
+        init.ones_(module.running_var)
+        init.zeros_(module.num_batches_tracked)
+
+
+class SamePaddingConv2d(nn.Conv2d):
+    """Strided convolution with TensorFlow's "SAME" padding: (B, C, H, W) -> (B, D, H / stride, W / stride), rounded up.
+
+    An odd number of rows or columns to add puts the extra one at the bottom or on the right, which no symmetric
+    `padding` of `nn.Conv2d` does; networks published in TensorFlow need it to see what they were trained on.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        padding = []
+        for size, kernel, stride in zip(hidden_states.shape[-2:], self.kernel_size, self.stride, strict=True):
+            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            padding = [total // 2, total - total // 2, *padding]  # `pad` wants the last axis first
+        return super().forward(nn.functional.pad(hidden_states, padding))
+
+
+class ConvNormActivation(nn.Sequential):
+    """Convolution, batch normalisation and activation: (B, in_channels, H, W) -> (B, out_channels, H', W').
+
+    H' is H / `stride`, rounded up. `activation=None` leaves the activation out.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        activation: type[nn.Module] | None = nn.ReLU,
+        eps: float = 1e-5,
+    ):
+        if stride == 1:
+            convolution = nn.Conv2d(
+                in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias
+            )
+        else:
+            convolution = SamePaddingConv2d(in_channels, out_channels, kernel_size, stride, groups=groups, bias=bias)
+        layers = [convolution, nn.BatchNorm2d(out_channels, eps=eps)]
+        super().__init__(*layers, *([] if activation is None else [activation(inplace=True)]))
+
+
+class ConvStack(nn.Sequential):
+    """`depth` times `ConvNormActivation`; the first changes the number of channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, depth: int, bias: bool = True):
+        channels = [in_channels] + [out_channels] * depth
+        super().__init__(*(ConvNormActivation(channels[i], channels[i + 1], bias=bias) for i in range(depth)))
+
+
+class Upsample2x(nn.Module):
+    """Twice the height and width: (B, in_channels, H, W) -> (B, out_channels, 2H, 2W), or `size` where one is given.
+
+    `mode="transposed"` is a 2x2 transposed convolution of stride 2, batch normalisation and ReLU (U-Net);
+    `mode="bilinear"` interpolates and keeps the number of channels (TransUNet's cascaded upsampler).
+    `size` is at most (2H, 2W) and at least (2H - 1, 2W - 1): that of a feature map halved with rounding up.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, mode: str = "transposed"):
+        super().__init__()
+        self.mode = mode
+        self.out_channels = out_channels if mode == "transposed" else in_channels
+        if mode == "transposed":
+            self.projection = nn.Sequential(
+                nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(inplace=True),
+            )
+
+    def forward(self, hidden_states: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        if self.mode == "transposed":
+            hidden_states = self.projection(hidden_states)
+            return hidden_states if size is None else hidden_states[..., : size[0], : size[1]]
+        size = size or (2 * hidden_states.shape[-2], 2 * hidden_states.shape[-1])
+        return nn.functional.interpolate(hidden_states, size=size, mode="bilinear", align_corners=False)
+
+
+class DecoderBlock(nn.Module):
+    """Upsample to the skip connection's size, concatenate it, convolve.
+
+    (B, in_channels, H, W) and a skip of (B, skip_channels, H', W') -> (B, out_channels, H', W'). With
+    `skip_channels=0` there is no skip, and the output's size is (2H, 2W) or the `size` given.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        skip_channels: int,
+        out_channels: int,
+        depth: int = 2,
+        upsampling: str = "transposed",
+        bias: bool = True,
+    ):
+        super().__init__()
+        self.upsample = Upsample2x(in_channels, out_channels, upsampling)
+        self.convolutions = ConvStack(self.upsample.out_channels + skip_channels, out_channels, depth, bias=bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        skip: torch.Tensor | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> torch.Tensor:
+        if skip is None:
+            return self.convolutions(self.upsample(hidden_states, size))
+        hidden_states = self.upsample(hidden_states, tuple(skip.shape[-2:]))
+        return self.convolutions(torch.cat([hidden_states, skip], dim=1))

@@ -1,0 +1,162 @@
+"""NIfTI files -> scans, and masks and maps -> NIfTI files in the input's own space."""
+
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from .input_files import InputFile, VolumeFileError, unzip_bytes
+from .scans import LIMITS, MAX_SIDE, MAX_VOXELS, Scan, check_intensities, check_size
+from .volume_geometry import Geometry
+
+MAX_EXTENSION_BYTES = 2**24  # between the header and the voxels
+MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+ISOTROPIC_ENOUGH = 1.5  # ratio of a pixel's sides
+OBLIQUE = 30  # degrees
+
+
+def read_nifti(file: InputFile, *, mask: bool = False) -> Scan:
+    """Read one volume as axial slices: `(S, H, W)`, int or float32, by permutation and flips alone.
+
+    Args:
+        mask: an all-zero volume is fine.
+
+    Raises:
+        VolumeFileError: a damaged file, other than three dimensions, colours or complex numbers, no valid affine, too
+            many or too few voxels, NaN, or one intensity everywhere.
+    """
+    import nibabel as nib
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
+
+    data = file.read()
+    zipped = data.startswith(b"\x1f\x8b")
+    try:
+        # The header first: it says how much there is to unpack.
+        start = unzip_bytes(data, 540) if zipped else data[:540]
+        image_class = nib.Nifti2Image if start[4:8] == b"n+2\0" else nib.Nifti1Image
+        header = image_class.header_class(start[: image_class.header_class.sizeof_hdr], check=True)
+        shape, stored_as = header.get_data_shape(), header.get_data_dtype()
+        shape = check_header(file.name, shape, stored_as)
+        size = np.prod(shape, dtype=np.int64) * stored_as.itemsize
+        if zipped:
+            data = unzip_bytes(data, int(size) + MAX_EXTENSION_BYTES)
+        image = image_class.from_bytes(data)
+        voxels = np.asarray(image.dataobj).reshape(shape)
+        affine, codes = image.affine, (image.header["sform_code"], image.header["qform_code"])
+        unit = image.header.get_xyzt_units()[0]
+    except (ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, zlib.error, struct.error) as error:
+        raise damaged(file.name, error) from None
+    except (ValueError, TypeError, OverflowError, KeyError) as error:
+        if isinstance(error, VolumeFileError):
+            raise
+        raise damaged(file.name, error) from None
+
+    if voxels.dtype.kind not in "ui" or voxels.dtype.itemsize > 4:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+            voxels = voxels.astype(np.float32)
+    affine = np.array(affine, dtype=np.float64)
+    affine[:3] *= MILLIMETRES.get(unit, 1.0)
+    try:
+        geometry = Geometry.from_affine(shape, affine, image.header)
+    except ValueError as error:
+        raise VolumeFileError(
+            f"{file.name!r} has no valid orientation: {error}. Export it again, for instance with dcm2niix."
+        ) from None
+    check_size(file.name, geometry.axial_shape)
+    if not (mask and np.isfinite(voxels).all()):
+        check_intensities(file.name, voxels)
+
+    spacing, no_spacing, warnings = geometry.axial_spacing, "", []
+    if not any(codes):
+        warnings.append(
+            f"{file.name!r} does not say how it is oriented (its qform and sform codes are 0); its third axis is taken "
+            f"as the slices'. Check that the slices shown are axial."
+        )
+        if np.allclose(spacing, 1):
+            spacing, no_spacing = None, "the NIfTI file does not give it"
+    elif np.array_equal(affine, np.eye(4)):
+        warnings.append(
+            f"{file.name!r} has the identity as its affine, which tools write where the geometry was lost: the "
+            f"orientation, and lengths and volumes in mm and ml, may be wrong."
+        )
+    warnings += describe_plane(file.name, geometry)
+    return Scan(
+        file.name, np.ascontiguousarray(geometry.to_axial(voxels)), geometry, spacing, no_spacing, tuple(warnings)
+    )
+
+
+def check_header(name: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int]:
+    """The three lengths of a volume, or a sentence on why it is none."""
+    if dtype.kind not in "uif":
+        raise VolumeFileError(f"{name!r} holds {dtype} values, not grey MR intensities. Save each sequence as numbers.")
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    lengths = "×".join(map(str, shape))
+    if len(shape) > 3:
+        raise VolumeFileError(
+            f"{name!r} has {len(shape)} dimensions ({lengths}): it holds several volumes. Save each sequence "
+            f"(pre-contrast T1, FLAIR, post-contrast T1) as a file of its own, with three dimensions."
+        )
+    if len(shape) < 3 or min(shape) < 1:
+        raise VolumeFileError(f"{name!r} has the size {lengths or 0}; a volume has three dimensions of at least 1.")
+    if max(shape) > MAX_SIDE or math.prod(shape) > MAX_VOXELS:  # before the voxels are read
+        raise VolumeFileError(f"{name!r} has {lengths} voxels, which is too large: {LIMITS}")
+    return tuple(int(length) for length in shape)
+
+
+def describe_plane(name: str, geometry: Geometry) -> list[str]:
+    """What is unusual about the axial plane of an acquisition, in sentences."""
+    warnings = []
+    _, height, width = geometry.axial_spacing
+    if max(height, width) > ISOTROPIC_ENOUGH * min(height, width):
+        warnings.append(
+            f"{name!r} was not acquired in axial slices: its axial pixels are {height:.1f}×{width:.1f} mm. The model "
+            f"was trained on axial acquisitions; expect poor outlines."
+        )
+    if geometry.obliqueness > OBLIQUE:
+        warnings.append(
+            f"{name!r} is tilted by {geometry.obliqueness:.0f}° against the axial plane; slices are read as they are. "
+            f"The model was trained on axial acquisitions."
+        )
+    return warnings
+
+
+def damaged(name: str, error: Exception) -> VolumeFileError:
+    return VolumeFileError(f"{name!r} is a damaged or incomplete NIfTI file ({error}). Export it again.")
+
+
+def write_nifti(path: Path, array: np.ndarray, geometry: Geometry, spacing: tuple[float, ...] | None = None) -> None:
+    """Write axial slices `(S, H, W)` as NIfTI in the input's own space: its shape, its affine, its orientation codes.
+
+    Where the input has no affine, the axes are (column, row, slice) and the header gives no orientation.
+
+    Args:
+        path: ends in .nii or .nii.gz.
+        array: bool, which becomes uint8 0 or 1, or float32.
+    """
+    import nibabel as nib
+
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    if geometry.affine is None:
+        image = nib.Nifti1Image(np.ascontiguousarray(array.transpose(2, 1, 0)), None)
+    else:
+        image = nib.Nifti1Image(np.ascontiguousarray(geometry.from_axial(array)), geometry.affine)
+        if geometry.nifti_header is not None:
+            keep_space(image, geometry.nifti_header)
+    image.header["descrip"] = b"lower-grade glioma segmentation; research use only"
+    image.to_filename(path)
+
+
+def keep_space(image, header) -> None:
+    """Copy what a NIfTI header says of space, and nothing that may name a person."""
+    code, affine = int(header["sform_code"]), header.get_sform()
+    q_code, q_affine = int(header["qform_code"]), header.get_qform()
+    image.set_sform(affine, code)
+    image.set_qform(q_affine, q_code)
+    if not code and not q_code:
+        image.header.set_zooms(header.get_zooms()[:3])
+    image.header.set_xyzt_units(header.get_xyzt_units()[0])

@@ -1,0 +1,126 @@
+"""Predictions of many patients: kept on disk as they come, so that what was interrupted goes on where it stood."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from .inference import predict_volume
+
+MADE_WITH = "made_with.json"
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 of a model's parameters and statistics, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()))
+    return digest.hexdigest()
+
+
+class PredictionStore:
+    """A folder with the lesion probabilities of one patient per file, all made by one model with the same options.
+
+    `NAME.npz` holds `probabilities` (S, H, W) float32; `made_with.json` says what made them. A file is written under
+    another name first, so that several processes, also of several machines on one file system, may fill the folder
+    together, and an interruption leaves no half of a patient.
+
+    Args:
+        folder: made where it does not exist.
+        made_with: whatever the probabilities depend on, as JSON types.
+
+    Raises:
+        ValueError: the folder holds predictions that were made with something else.
+    """
+
+    def __init__(self, folder: str | os.PathLike, made_with: dict):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record = self.folder / MADE_WITH
+        if not record.exists():
+            self._replace(record, lambda file: file.write(json.dumps(made_with, indent=2).encode() + b"\n"))
+        before = json.loads(record.read_text())
+        if before != json.loads(json.dumps(made_with)):
+            differing = sorted(key for key in before.keys() | made_with.keys() if before.get(key) != made_with.get(key))
+            raise ValueError(
+                f"{self.folder} holds predictions that were made with another {', '.join(differing)}. Choose another "
+                f"folder, or delete this one."
+            )
+
+    def __contains__(self, name: str) -> bool:
+        return self._path(name).exists()
+
+    def read(self, name: str) -> np.ndarray:
+        """(S, H, W) float32 probabilities."""
+        with np.load(self._path(name)) as file:
+            return file["probabilities"]
+
+    def write(self, name: str, probabilities: np.ndarray) -> None:
+        self._replace(self._path(name), lambda file: np.savez_compressed(file, probabilities=probabilities))
+
+    def _path(self, name: str) -> Path:
+        if not name or Path(name).name != name:
+            raise ValueError(f"A patient's name becomes that of a file, which {name!r} cannot.")
+        return self.folder / f"{name}.npz"
+
+    def _replace(self, path: Path, write: Callable) -> None:
+        unfinished = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
+        try:
+            with unfinished.open("wb") as file:
+                write(file)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def segment_dataset(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    volumes: Mapping[str, Callable[[], np.ndarray]],
+    store: PredictionStore,
+    *,
+    process_index: int = 0,
+    num_processes: int = 1,
+    failures: dict[str, str] | None = None,
+    finish: Callable[[str], None] | None = None,
+    progress: Callable[[Iterable], Iterable] | None = None,
+    **options,
+) -> list[str]:
+    """Predict many patients into `store`; those already there are not computed again.
+
+    Args:
+        volumes: name of each patient -> a function that reads the slices, in a form that `predict_volume` takes; it is
+            called when the patient's turn comes, so one patient at a time is in memory.
+        process_index, num_processes: this process computes every `num_processes`-th patient, from the
+            `process_index`-th; all processes together compute all.
+        failures: patients that cannot be read or computed are entered here, with the reason, and the others go on;
+            without it the first one is raised.
+        finish: called with the name of each patient that is in `store`, whether computed now or before.
+        progress: wraps the iterable of this process's patients, such as `tqdm.tqdm`.
+        options: go to `predict_volume`.
+
+    Returns:
+        The names of this process's patients that are done, sorted.
+
+    Raises:
+        ValueError: a patient that cannot be read or computed, with its name.
+    """
+    names, done = sorted(volumes)[process_index::num_processes], []
+    for name in progress(names) if progress else names:
+        try:
+            if name not in store:
+                store.write(name, predict_volume(model, processor, volumes[name](), **options))
+            if finish:
+                finish(name)
+        except (OSError, ValueError) as error:
+            if failures is None:
+                raise ValueError(f"{name}: {error}") from error
+            failures[name] = str(error)
+        else:
+            done.append(name)
+    return done

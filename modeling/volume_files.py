@@ -1,0 +1,249 @@
+"""MR volumes from the files people have: NIfTI, DICOM series, multi-page TIFFs, numbered slices, and zips of these.
+
+    volume = read_volume(["flair.nii.gz", "t1_post.nii.gz"])
+    result = segment_volume(model, processor, volume.slices, spacing=volume.spacing)
+    write_nifti(Path("mask.nii.gz"), result.mask, volume.geometry)     # from nifti_files, in the input's own space
+
+Voxels are only permuted and flipped, never resampled. Several sequences are told apart by their names.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from .image_stacks import read_stacks
+from .input_files import IMAGE_KINDS, MAX_BYTES, InputFile, VolumeFileError, open_inputs
+from .nifti_files import read_nifti
+from .scans import Scan
+from .volume_geometry import Geometry
+
+SEQUENCES = {"pre": "pre-contrast T1", "flair": "FLAIR", "post": "post-contrast T1"}  # in the order of the channels
+NAMING = (
+    "Name the files after their sequences, such as t1_pre.nii.gz, flair.nii.gz and t1_post.nii.gz, or give FLAIR alone."
+)
+MASK_NAME = re.compile(r"(?i)(^|[_\-. ])(mask|masks|seg|segmentation|label|labels|roi)\d*($|[_\-. ])")
+# Asked in this order: FLAIR after contrast is FLAIR, and a T1 is pre-contrast where nothing speaks of contrast.
+SEQUENCE_NAMES = (
+    ("flair", re.compile(r"flair|dark.?fluid|tirm|t2f(?![a-z])")),
+    ("pre", re.compile(r"(?<![a-z])pre(?!proc|op|surg)|nativ|without|non?.?contrast|t1n(?![a-z])")),
+    ("post", re.compile(r"t1c|gad|(?<![a-z])(gd|ce|km|c)(?![a-z])|post(?!op|.op|surg)|contrast|enhanc")),
+    ("other", re.compile(r"t2|(?<![a-z])(dwi|adc|dti|bold|swi|perf|loc|scout|survey|pd(?![a-z])|angio|tof)")),
+    ("pre", re.compile(r"t1|mprage|spgr")),
+)
+
+
+@dataclass(frozen=True)
+class MRVolume:
+    """A volume ready for `inference.segment_volume`.
+
+    Attributes:
+        slices: `(S, H, W, 3)` in the order pre-contrast T1, FLAIR, post-contrast T1, or `(S, H, W)` FLAIR alone; axial,
+            from the feet to the head where the input says so. Any real dtype; finite.
+        geometry: where the voxels lie in the input, and the way back there.
+        spacing: distance between neighbours along (S, H, W) in mm, or None.
+        no_spacing: why `spacing` is None, as the end of a sentence.
+        description: one line for people.
+        warnings: sentences on what was found odd, and what was left out.
+        slice_names: names of the slices' files without suffix, where each slice has one.
+        headers: DICOM data sets of the FLAIR series without pixels, in the order of `geometry`'s own slices.
+    """
+
+    slices: np.ndarray
+    geometry: Geometry
+    spacing: tuple[float, float, float] | None
+    no_spacing: str
+    description: str
+    warnings: tuple[str, ...] = ()
+    slice_names: tuple[str, ...] | None = None
+    headers: tuple = ()
+
+    @property
+    def flair(self) -> np.ndarray:
+        """`(S, H, W)`, the intensities as they came."""
+        return self.slices[..., 1] if self.slices.ndim == 4 else self.slices
+
+
+def read_volume(paths: Iterable[str | Path]) -> MRVolume:
+    """Read one patient's volume from its files.
+
+    Raises:
+        VolumeFileError: files that do not make up one volume; the text says what came and what to do.
+        FileNotFoundError: no such file.
+    """
+    with open_files(paths) as (files, left_out):
+        masks = [file for file in files if is_mask(file)]
+        if len(masks) == len(files):
+            raise VolumeFileError(f"By their names all files are masks ({files[0].name!r}, …); add the images.")
+        scans = read_scans([file for file in files if file not in masks])
+    warnings = []
+    if masks:
+        warnings.append(f"{len(masks)} mask file(s) were left out, such as {masks[0].name!r}.")
+    if left_out:
+        warnings.append(f"{len(left_out)} file(s) that are no images were left out, such as {left_out[0]!r}.")
+    return combine(scans, warnings)
+
+
+def read_mask(paths: Iterable[str | Path], volume: MRVolume) -> np.ndarray:
+    """Read a mask that was drawn on `volume`: `(S, H, W)` bool, all values above 0 being lesion.
+
+    Raises:
+        VolumeFileError: no mask, several, or one of other voxels than the volume's.
+        FileNotFoundError: no such file.
+    """
+    with open_files(paths) as (files, _):
+        named = [file for file in files if is_mask(file)]
+        scans = read_scans(named or files, mask=True)
+    if len(scans) > 1:
+        names = ", ".join(repr(scan.name) for scan in scans[:5])
+        raise VolumeFileError(f"{len(scans)} masks came ({names}); give one, as one file or as numbered slices.")
+    (scan,) = scans
+    voxels = scan.voxels.max(axis=-1) if scan.voxels.ndim == 4 else scan.voxels
+    values = np.unique(voxels)
+    if len(values) > 16:
+        raise VolumeFileError(
+            f"{scan.name!r} has {len(values):,} different values, so it is an image rather than a mask. A mask has 0 "
+            f"outside the lesion and one value, or a few labels, inside."
+        )
+    if not scan.geometry.same_space(volume.geometry):
+        expected, came = ("×".join(map(str, shape)) for shape in (volume.slices.shape[:3], voxels.shape))
+        why = f"{came} voxels instead of {expected}" if came != expected else "another position or orientation"
+        raise VolumeFileError(
+            f"The mask {scan.name!r} does not lie on the volume's voxels: it has {why} (slices×rows×columns). "
+            f"Export it in the space of the FLAIR image."
+        )
+    return voxels > 0
+
+
+def open_files(paths: Iterable[str | Path]):
+    paths = [Path(path) for path in paths]
+    if not paths:
+        raise VolumeFileError("There is no file yet. Choose the files of one volume.")
+    total = sum(path.stat().st_size for path in paths)
+    if total > MAX_BYTES:
+        raise VolumeFileError(
+            f"The files have {total / 1e6:,.0f} MB together; at most {MAX_BYTES / 1e6:.0f} MB are read."
+        )
+    return open_inputs(paths)
+
+
+def is_mask(file: InputFile) -> bool:
+    return bool(MASK_NAME.search(file.stem))
+
+
+def read_scans(files: Sequence[InputFile], *, mask: bool = False) -> list[Scan]:
+    """The sequences in files of one kind."""
+    kinds = {"image" if file.kind in IMAGE_KINDS else file.kind for file in files}
+    if len(kinds) > 1:
+        raise VolumeFileError(
+            f"Files of different kinds came together ({', '.join(sorted(kinds))}). Give one volume: NIfTI files, one "
+            f"DICOM study, or image slices."
+        )
+    if kinds == {"nifti"}:
+        if len(files) > 12:
+            raise VolumeFileError(f"{len(files)} NIfTI files came; give one patient's, one per sequence. {NAMING}")
+        return [read_nifti(file, mask=mask) for file in files]
+    return read_stacks(files, mask=mask)
+
+
+def sequence_of(name: str) -> str | None:
+    """The sequence that a file's name, or else its folder's, speaks of: "pre", "flair", "post", "other" or None."""
+    path = PurePosixPath(name.lower())
+    for part in (path.name, path.parent.name):
+        for sequence, pattern in SEQUENCE_NAMES:
+            if pattern.search(part):
+                return sequence
+    return None
+
+
+def combine(scans: Sequence[Scan], warnings: Sequence[str] = ()) -> MRVolume:
+    """One volume from a patient's scans: FLAIR, and the others where they lie on its voxels.
+
+    Raises:
+        VolumeFileError: several scans, of which not exactly one is FLAIR by its name or two are of one kind.
+    """
+    warnings = list(warnings)
+    roles = assign(scans, warnings)
+    flair = roles["flair"]
+    warnings += flair.warnings
+    slices = flair.voxels
+    if slices.ndim == 4 and (slices == slices[..., :1]).all():
+        slices = slices[..., 0]
+        warnings.append(f"The three channels of {flair.name!r} are the same: it is read as FLAIR alone.")
+    used = ["flair"]
+    if len(roles) > 1:
+        channels = {"flair": slices}
+        for role in ("pre", "post"):
+            if (scan := roles.get(role)) is None:
+                continue
+            if scan.voxels.ndim == 4 or not scan.geometry.same_space(flair.geometry):
+                warnings.append(
+                    f"{scan.name!r} does not lie on the voxels of {flair.name!r}, so it is left out. Resample it to "
+                    f"FLAIR to have it used."
+                )
+            else:
+                channels[role] = scan.voxels
+        used = [role for role in SEQUENCES if role in channels]
+        if len(used) > 1:
+            slices = np.stack([channels.get(role, channels["flair"]) for role in SEQUENCES], axis=-1)
+    if slices.ndim == 4 and len(used) == 1:
+        used = list(SEQUENCES)
+    missing = [name for role, name in SEQUENCES.items() if role not in used]
+    if len(missing) == 1:
+        warnings.append(f"There is no {missing[0]}: FLAIR is copied into its place, as in the training data.")
+    return MRVolume(
+        slices=slices,
+        geometry=flair.geometry,
+        spacing=flair.spacing,
+        no_spacing=flair.no_spacing,
+        description=describe(slices, flair.spacing, used),
+        warnings=tuple(warnings),
+        slice_names=flair.slice_names,
+        headers=flair.headers,
+    )
+
+
+def assign(scans: Sequence[Scan], warnings: list[str]) -> dict[str, Scan]:
+    """Which scan is which sequence; appends to `warnings` what was left out or looks wrong."""
+    named = [(sequence_of(scan.name), scan) for scan in scans]
+    if len(scans) == 1:
+        sequence = named[0][0]
+        if sequence not in (None, "flair") and scans[0].voxels.ndim == 3:
+            warnings.append(
+                f"{scans[0].name!r} does not sound like FLAIR, but is read as FLAIR, being the only sequence."
+            )
+        return {"flair": scans[0]}
+    listed = ", ".join(repr(scan.name) for scan in scans[:6]) + (", …" if len(scans) > 6 else "")
+    roles = {}
+    for sequence, scan in named:
+        if sequence in SEQUENCES:
+            roles.setdefault(sequence, []).append(scan)
+    if len(roles.get("flair", [])) != 1:
+        count = len(roles.get("flair", []))
+        raise VolumeFileError(
+            f"{len(scans)} sequences came ({listed}), and {count or 'none'} of them {'are' if count else 'is'} FLAIR "
+            f"by name; exactly one must be. {NAMING}"
+        )
+    for sequence, found in roles.items():
+        if len(found) > 1:
+            names = ", ".join(repr(scan.name) for scan in found[:4])
+            raise VolumeFileError(f"{len(found)} sequences are {SEQUENCES[sequence]} by name ({names}). {NAMING}")
+    others = [scan.name for sequence, scan in named if sequence not in SEQUENCES]
+    if others:
+        warnings.append(f"Left out, being neither FLAIR nor T1 by name: {', '.join(map(repr, others[:6]))}.")
+    if roles["flair"][0].voxels.ndim == 4:
+        raise VolumeFileError(
+            f"{roles['flair'][0].name!r} has three channels already. Give it alone, or grey sequences."
+        )
+    return {sequence: found[0] for sequence, found in roles.items()}
+
+
+def describe(slices: np.ndarray, spacing: tuple[float, ...] | None, used: Sequence[str]) -> str:
+    count, height, width = slices.shape[:3]
+    size = f"{count} axial slice{'s' if count > 1 else ''} of {height}×{width} pixels"
+    lengths = f", {spacing[0]:.1f}×{spacing[1]:.2f}×{spacing[2]:.2f} mm" if spacing else ", spacing unknown"
+    return (
+        f"{size}{lengths}, {'FLAIR only' if list(used) == ['flair'] else ' + '.join(SEQUENCES[role] for role in used)}"
+    )
