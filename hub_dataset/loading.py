@@ -1,0 +1,213 @@
+"""Loading the dataset for training: lazily decoded slices, lesion-weighted batches, crops to the head."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, load_dataset
+from torch.utils.data import Sampler
+from transformers import BaseImageProcessor
+
+from modeling.image_processing_brain_mri import MINIMUM_SIZE, OCCUPIED, head_mask, normalize_intensities, to_channels
+
+from .augmentation import FLAIR_ALONE, SliceAugmentation, change_intensities, copy_flair, resample, sample_augmentation
+
+REQUIRED_COLUMNS = ("image", "mask", "patient_id", "slice_index", "has_lesion")
+
+
+def load_splits(name_or_dir: str) -> DatasetDict:
+    """The dataset's splits, from a folder that `hub_dataset.build` wrote or from the Hub.
+
+    Raises:
+        FileNotFoundError: a path that does not exist.
+        ValueError: columns that training and evaluation need are missing.
+    """
+    looks_like_path = name_or_dir.startswith((".", "/", "~")) or name_or_dir.count("/") != 1
+    if looks_like_path and not Path(name_or_dir).expanduser().is_dir():
+        raise FileNotFoundError(
+            f"There is no dataset folder {name_or_dir!r}. `python -m hub_dataset.build --source KAGGLE_3M_DIR --output "
+            f"{name_or_dir}` builds it; a dataset on the Hub is named USER/NAME."
+        )
+    splits = load_dataset(str(Path(name_or_dir).expanduser()) if looks_like_path else name_or_dir)
+    for name, split in splits.items():
+        missing = [column for column in REQUIRED_COLUMNS if column not in split.column_names]
+        if missing:
+            raise ValueError(
+                f"The split {name!r} of {name_or_dir} has no column {', '.join(missing)}; its columns are "
+                f"{', '.join(split.column_names)}. `python -m hub_dataset.build` writes all that is needed."
+            )
+    return splits
+
+
+class Box(NamedTuple):
+    """The head in a slice, in pixels: center (row, column) and size."""
+
+    center_row: float
+    center_column: float
+    height: float
+    width: float
+
+
+def head_box(image: np.ndarray) -> Box:
+    """Where the head lies in (H, W, 3); the middle quarter of the frame where there is next to no signal."""
+    mask = head_mask(image)
+    spans = []
+    for share, size in ((mask.mean(axis=1), image.shape[0]), (mask.mean(axis=0), image.shape[1])):
+        occupied = np.flatnonzero(share > OCCUPIED)
+        spans.append((occupied[0], occupied[-1] + 1) if len(occupied) else (size / 4, 3 * size / 4))
+    (top, bottom), (left, right) = spans
+    return Box((top + bottom) / 2, (left + right) / 2, bottom - top, right - left)
+
+
+def relative_head_sizes(split: Dataset) -> np.ndarray:
+    """Height and width of the head in every slice as a share of the slice's longer side: (N, 2) float.
+
+    Takes one pass over the images, whose result `datasets` keeps in its cache.
+    """
+
+    def measure(image):
+        pixels = np.asarray(image)
+        if pixels[..., 1].min() == pixels[..., 1].max():
+            return {"head_height": 0.0, "head_width": 0.0}
+        box = head_box(pixels.astype(np.float32))
+        return {"head_height": box.height / max(pixels.shape[:2]), "head_width": box.width / max(pixels.shape[:2])}
+
+    sizes = split.map(measure, input_columns=["image"], remove_columns=split.column_names, desc="Finding the head")
+    return np.stack([sizes["head_height"], sizes["head_width"]], axis=1)
+
+
+class SampleKey(NamedTuple):
+    """What makes a training sample: the row, the seed of its augmentation, and the crop's geometry."""
+
+    index: int
+    seed: tuple[int, ...]
+    height: int
+    width: int
+    image_size: int
+
+
+class TrainingSlices(torch.utils.data.Dataset):
+    """Augmented crops of slices, decoded when asked for. Items are addressed by `SampleKey`.
+
+    Each item is a dict with `pixel_values` (3, height, width) float32, normalised as the processor does, `labels`
+    (height, width) int64, 0 or 1, and `index`, the row in the split. `channels` is `all`, or `flair` for FLAIR alone,
+    as all three channels.
+    """
+
+    def __init__(
+        self,
+        split: Dataset,
+        processor: BaseImageProcessor,
+        augmentation_strength: float = 1.0,
+        channels: Literal["all", "flair"] = "all",
+    ):
+        self.split = split.select_columns(["image", "mask"])
+        self.clip = processor.clip
+        self.augmentation_strength = augmentation_strength
+        self.channels = channels
+
+    def __getitem__(self, key: SampleKey) -> dict:
+        row = self.split[key.index]
+        augmentation = sample_augmentation(np.random.default_rng(key.seed), self.augmentation_strength)
+        if self.channels == "flair":
+            augmentation = replace(augmentation, flair_copies=FLAIR_ALONE)
+        return {
+            "index": key.index,
+            **make_sample(np.asarray(row["image"]), np.asarray(row["mask"]), key, augmentation, self.clip),
+        }
+
+
+def make_sample(
+    image: np.ndarray, mask: np.ndarray, key: SampleKey, augmentation: SliceAugmentation, clip: float
+) -> dict[str, torch.Tensor]:
+    """One slice (H, W, 3) and its mask (H, W), 0 or above, as augmented and cropped tensors; see `TrainingSlices`."""
+    frame = (key.height, key.width)
+    if image[..., 1].min() == image[..., 1].max():  # an empty slice has nothing to normalise
+        return {"pixel_values": torch.zeros(3, *frame), "labels": torch.zeros(frame, dtype=torch.int64)}
+    pixels = to_channels(copy_flair(image, augmentation))
+    box = head_box(pixels)
+    channels = np.concatenate([normalize_intensities(pixels, clip), (mask > 0)[..., None]], axis=-1, dtype=np.float32)
+    channels = torch.from_numpy(channels.transpose(2, 0, 1).copy())
+    scale = key.image_size / max(image.shape[:2])
+    channels = resample(channels, augmentation, frame, scale, (box.center_row, box.center_column))
+    return {
+        "pixel_values": change_intensities(channels[:3], augmentation, clip),
+        "labels": (channels[3] > 0.5).long(),
+    }
+
+
+class LesionBatchSampler(Sampler[list[SampleKey]]):
+    """Batches for one epoch: every slice with a lesion, and `empty_ratio` times as many without, drawn anew each epoch.
+
+    A batch holds slices with heads of about the same size, so that its crop, the size of the largest head rounded up
+    to `size_divisor`, leaves out most of the background. All is a function of seed and epoch, so an interrupted epoch
+    goes on with `start_batch`. The last, incomplete batch is left out.
+
+    Args:
+        has_lesion: (N,) bool.
+        head_sizes: (N, 2), from `relative_head_sizes`.
+        image_size: length in pixels of the slice's longer side before cropping; may be changed between epochs.
+    """
+
+    GROUP = 8  # batches among which slices are sorted by size
+
+    def __init__(
+        self,
+        has_lesion: np.ndarray,
+        head_sizes: np.ndarray,
+        batch_size: int,
+        image_size: int,
+        size_divisor: int,
+        empty_ratio: float = 1.0,
+        seed: int = 0,
+    ):
+        self.lesion, self.empty = np.flatnonzero(has_lesion), np.flatnonzero(~np.asarray(has_lesion))
+        self.num_empty = min(round(empty_ratio * len(self.lesion)), len(self.empty))
+        if len(self.lesion) + self.num_empty < batch_size:
+            raise ValueError(
+                f"An epoch has {len(self.lesion)} slices with a lesion and {self.num_empty} without, fewer than one "
+                f"batch of {batch_size}. Use a smaller batch size or more patients."
+            )
+        self.head_sizes = head_sizes
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.size_divisor = size_divisor
+        self.seed = seed
+        self.epoch = 0
+        self.start_batch = 0
+        self.drop_last = True
+
+    def seek(self, epoch: int, start_batch: int = 0) -> None:
+        """Go to a batch of an epoch. (Not named `set_epoch`, which accelerate would call with a count of its own.)"""
+        self.epoch, self.start_batch = epoch, start_batch
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of a whole epoch."""
+        return (len(self.lesion) + self.num_empty) // self.batch_size
+
+    def __len__(self) -> int:
+        return self.num_batches - self.start_batch
+
+    def crop_size(self, indices: np.ndarray) -> tuple[int, int]:
+        """(height, width) in pixels that hold the heads of these slices."""
+        wanted = self.head_sizes[indices].max(axis=0) * self.image_size
+        limits = (-(-MINIMUM_SIZE // self.size_divisor), -(-self.image_size // self.size_divisor))
+        return tuple(int(np.clip(np.ceil(side / self.size_divisor), *limits)) * self.size_divisor for side in wanted)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = np.concatenate([self.lesion, generator.choice(self.empty, self.num_empty, replace=False)])
+        generator.shuffle(order)
+        batches = []
+        for start in range(0, self.num_batches * self.batch_size, self.GROUP * self.batch_size):
+            group = order[start : min(start + self.GROUP * self.batch_size, self.num_batches * self.batch_size)]
+            group = group[np.argsort(self.head_sizes[group].prod(axis=1), kind="stable")]
+            batches.extend(group.reshape(-1, self.batch_size))
+        generator.shuffle(batches)
+        for indices in batches[self.start_batch :]:
+            height, width = self.crop_size(indices)
+            yield [SampleKey(int(i), (self.seed, self.epoch, int(i)), height, width, self.image_size) for i in indices]

@@ -1,0 +1,68 @@
+"""A split of the dataset by patient: the rows of each, decoded one patient at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+
+COLUMNS = ("image", "mask", "patient_id", "slice_index")
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One patient's rows in order: `slices` (S, H, W, 3), or (S, H, W) if grey, and `truth` (S, H, W) bool."""
+
+    patient_id: str
+    slice_indices: list[int]
+    slices: np.ndarray
+    truth: np.ndarray
+
+
+def group_by_patient(dataset: Dataset) -> dict[str, list[int]]:
+    """Rows of each patient in the order of `slice_index`; reads no image.
+
+    Raises:
+        ValueError: a column is missing, there is no row, or a slice comes twice.
+    """
+    missing = [column for column in COLUMNS if column not in dataset.column_names]
+    if missing:
+        hint = " A dataset without masks can be segmented, not scored." if "mask" in missing else ""
+        raise ValueError(
+            f"Evaluation needs the columns {', '.join(COLUMNS)}; the dataset has no {', '.join(missing)}, but "
+            f"{', '.join(dataset.column_names)}.{hint}"
+        )
+    if len(dataset) == 0:
+        raise ValueError("The split has no rows, so there is nothing to score.")
+    keys = zip(dataset["patient_id"], dataset["slice_index"], strict=True)
+    groups: dict[str, list[int]] = {}
+    previous = None
+    for key, row in sorted((key, row) for row, key in enumerate(keys)):
+        if key == previous:
+            raise ValueError(f"Slice {key[1]} of patient {key[0]} is in the split twice. Build the dataset again.")
+        groups.setdefault(key[0], []).append(row)
+        previous = key
+    return groups
+
+
+def read_patient(dataset: Dataset, patient_id: str, rows: Sequence[int]) -> Patient:
+    """Decode one patient's rows.
+
+    Raises:
+        ValueError: a slice without a mask, or slices or masks of different sizes.
+    """
+    slices, truth, slice_indices = [], [], []
+    for row in map(dataset.__getitem__, rows):
+        where = f"slice {row['slice_index']} of patient {patient_id}"
+        if row["mask"] is None:
+            raise ValueError(f"There is no mask for {where}. A dataset without masks can be segmented, not scored.")
+        image, mask = np.asarray(row["image"]), np.asarray(row["mask"].convert("L")) > 0
+        if mask.shape != image.shape[:2] or (slices and image.shape != slices[0].shape):
+            raise ValueError(
+                f"The image of {where} has shape {image.shape}, its mask {mask.shape}, and the patient's first image "
+                f"{(slices[0] if slices else image).shape}; they must be of one size."
+            )
+        slices.append(image)
+        truth.append(mask)
+        slice_indices.append(row["slice_index"])
+    return Patient(patient_id, slice_indices, np.stack(slices), np.stack(truth))
