@@ -1,0 +1,183 @@
+"""Segment the examinations of many patients: NIfTI, DICOM series, numbered slices, TIFF stacks, or zips of these.
+
+    python predict.py --checkpoint checkpoints/unet-5level --output masks scans/*
+    accelerate launch predict.py --checkpoint checkpoints/unet-5level --output masks scans/*
+
+Each argument is one patient: a folder with the files of one examination, or a single file. The output then holds, for
+each, NAME_mask.nii.gz in the input's own space and NAME.json with the measurements, as they come; measurements.csv
+with a line per patient; and probabilities/. Under `accelerate launch`, also on several machines with one file system,
+the processes share the patients. The same command goes on where it was stopped. Patients that cannot be read are
+listed at the end, with the reason, and the exit code is then 1. Research only, not a medical device.
+"""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from evaluate import load_checkpoint, write_atomically
+from modeling.inference import CROP_MARGIN, SCREENING_STRIDE, check_threshold
+from modeling.measurements import measure_volume
+from modeling.nifti_files import write_nifti
+from modeling.postprocessing import postprocess_volume
+from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint
+from modeling.volume_files import MRVolume, read_volume
+
+TABLE = ("patient", "num_slices", "lesion_voxels", "volume_ml", "long_mm", "short_mm", "largest_slice", "warnings")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("patients", nargs="+", type=Path, metavar="PATIENT", help="a folder or a file, one per patient")
+    parser.add_argument("--checkpoint", required=True, help="a saved model's folder, or USER/NAME on the Hub")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="made where it does not exist")
+    parser.add_argument("--threshold", type=float, default=0.5, help="probability from which a voxel counts as lesion")
+    parser.add_argument("--no_postprocessing", action="store_true", help="keep small islands and holes")
+    parser.add_argument("--batch_size", type=int, default=4, help="slices computed at a time")
+    parser.add_argument(
+        "--screening_stride",
+        type=int,
+        default=SCREENING_STRIDE,
+        metavar="N",
+        help="compute every N-th slice first, then those beside a lesion; 1 computes every slice",
+    )
+    parser.add_argument(
+        "--whole_frame", action="store_true", help="compute whole slices instead of the window around the head"
+    )
+    return parser.parse_args(argv)
+
+
+def patient_name(path: Path) -> str:
+    """What results are called after: a folder's name, or a file's without its suffix."""
+    return path.resolve().name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or all files in a folder and its subfolders, without hidden ones.
+
+    Raises:
+        FileNotFoundError: no such path.
+        ValueError: an empty folder.
+    """
+    if not path.is_dir():
+        if not path.exists():
+            raise FileNotFoundError("there is no such file or folder")
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    if not files:
+        raise ValueError("the folder holds no files")
+    return files
+
+
+def name_patients(paths: Sequence[Path]) -> dict[str, Path]:
+    """Name -> path of each patient.
+
+    Raises:
+        ValueError: two patients of one name.
+    """
+    named: dict[str, Path] = {}
+    for path in paths:
+        if (other := named.setdefault(patient_name(path), path)) != path:
+            raise ValueError(f"{other} and {path} would both be called {patient_name(path)!r}; rename one.")
+    return named
+
+
+def write_patient(
+    name: str, volume: MRVolume, store: PredictionStore, args: argparse.Namespace, made_with: dict
+) -> None:
+    """The mask and the measurements of a patient whose probabilities are in `store`.
+
+    Raises:
+        ValueError: these probabilities belong to another volume.
+    """
+    probabilities = store.read(name)
+    if probabilities.shape != volume.slices.shape[:3]:
+        raise ValueError(
+            f"{args.output} holds probabilities of another volume under this name, of {probabilities.shape} voxels "
+            f"instead of {volume.slices.shape[:3]}. Choose another --output, or delete its probabilities/{name}.npz."
+        )
+    mask = probabilities >= args.threshold
+    if not args.no_postprocessing and len(mask) > 1:
+        mask = postprocess_volume(mask)
+    path = args.output / f"{name}_mask.nii.gz"
+    unfinished = path.with_name(f".{path.name}")
+    write_nifti(unfinished, mask, volume.geometry)
+    unfinished.replace(path)
+    report = {
+        "patient": name,
+        "checkpoint": args.checkpoint,
+        **made_with,
+        "threshold": args.threshold,
+        "postprocessing": not args.no_postprocessing,
+        **measure_volume(mask, volume.spacing, volume.no_spacing),
+        "description": volume.description,
+        "warnings": list(volume.warnings),
+    }
+    write_atomically(args.output / f"{name}.json", json.dumps(report, indent=2).encode() + b"\n")
+
+
+def write_table(names: Sequence[str], folder: Path) -> None:
+    """measurements.csv: a line for each of these patients, from their JSON files."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, TABLE, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    for name in names:
+        report = json.loads((folder / f"{name}.json").read_text())
+        long, short = report["diameters_mm"] or (None, None)
+        table.writerow(report | {"long_mm": long, "short_mm": short, "warnings": " ".join(report["warnings"])})
+    write_atomically(folder / "measurements.csv", text.getvalue().encode())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    state = PartialState()
+    try:
+        check_threshold(args.threshold)
+        paths = name_patients(args.patients)
+        model, processor = load_checkpoint(args.checkpoint)
+        options = {
+            "batch_size": args.batch_size,
+            "screening_stride": args.screening_stride,
+            "crop_margin": None if args.whole_frame else CROP_MARGIN,
+        }
+        made_with = {"weights": weights_fingerprint(model), "processor": processor.to_dict(), "options": options}
+        store = PredictionStore(args.output / "probabilities", made_with)
+    except (OSError, ValueError) as error:
+        sys.exit(f"predict.py: error: {error}")
+
+    @lru_cache(maxsize=1)  # read once for the model and for the mask's space
+    def read(name: str) -> MRVolume:
+        return read_volume(files_of(paths[name]))
+
+    failures: dict[str, str] = {}
+    done = segment_dataset(
+        model.to(state.device),
+        processor,
+        {name: lambda name=name: read(name).slices for name in paths},
+        store,
+        process_index=state.process_index,
+        num_processes=state.num_processes,
+        failures=failures,
+        finish=lambda name: write_patient(name, read(name), store, args, made_with),
+        progress=partial(tqdm, desc="patients", unit="patient", disable=not state.is_main_process),
+        **options,
+    )
+    done, failed = sorted(gather_object(done)), sorted(gather_object(list(failures.items())))
+    if not state.is_main_process:
+        return
+    write_table(done, args.output)
+    print(f"{len(done)} of {len(paths)} patients segmented; {args.output / 'measurements.csv'}")
+    if failed:
+        sys.exit("\n".join(f"{name}: {reason}" for name, reason in failed))
+
+
+if __name__ == "__main__":
+    main()
