@@ -1,0 +1,277 @@
+"""Train a segmentation model on the LGG dataset.
+
+    python -m hub_dataset.build --source KAGGLE_3M_DIR --output data/lgg
+    accelerate launch train.py --model unet-5level --dataset data/lgg --output_dir runs/unet-5level
+    accelerate launch train.py --model unet-5level --dataset data/lgg --output_dir runs/unet-5level --resume
+
+RUN (`--output_dir`) holds args.json, split.json (the patients of each split), log.jsonl (one line per epoch),
+curves.png, validation.png (the best model's scores and slices), best/ and last/ (models for `from_pretrained`), and
+checkpoints/ (complete states for `--resume`).
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from datasets import Dataset, DatasetDict
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import get_cosine_schedule_with_warmup
+
+from evaluate import EvaluationResult, evaluate_split, plot_result
+from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_splits, relative_head_sizes
+from modeling import PRESETS, BrainMRIImageProcessor, build_model
+from modeling.card import write_card
+from modeling.hub import HubError
+from modeling.losses import segmentation_loss
+from modeling.pretrained import initialize_from
+from modeling.publish import publish_model
+from modeling.visualization import plot_training_curves
+from training.arguments import parse_args
+from training.distributed import launched_alone, synchronize_batch_norm, whole_batch
+from training.recipe import ema_update, image_size_at, make_optimizer
+from training.run_folder import Progress, RunFolder
+
+
+def prepare_data(args: argparse.Namespace) -> tuple[DatasetDict, LesionBatchSampler]:
+    """The dataset's splits, and the sampler of training batches.
+
+    Raises:
+        OSError, ValueError: no such dataset, a split or column missing, or too few slices for a batch.
+    """
+    splits = load_splits(args.dataset)
+    for name in ("train", "validation"):
+        if name not in splits:
+            raise ValueError(f"{args.dataset} has no split {name!r}, only {', '.join(splits)}; training needs both.")
+    sampler = LesionBatchSampler(
+        has_lesion=np.asarray(splits["train"]["has_lesion"]),
+        head_sizes=relative_head_sizes(splits["train"]),
+        batch_size=args.batch_size,
+        image_size=args.image_size[0][1],
+        size_divisor=PRESETS[args.model].size_divisor,
+        empty_ratio=args.empty_ratio,
+        seed=args.seed,
+    )
+    return splits, sampler
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv, __doc__)
+    run = RunFolder(args.output_dir)
+    states = run.states
+    if states and not args.resume:
+        sys.exit(f"{args.output_dir} already holds a run. Go on with --resume, or choose another --output_dir.")
+    if args.resume and not run.arguments:
+        sys.exit(f"--resume: {args.output_dir} holds no run. Start it without --resume.")
+    changed = run.changed_arguments(args) if args.resume else {}
+    if "model" in changed:
+        sys.exit(f"--resume: {args.output_dir} holds a run of {changed['model'][0]}, not of {args.model}.")
+
+    # 1. Accelerator and seed
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # processes on CPUs find each other only if this is said
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        # Every process takes its share of the same batches, whatever the number of processes.
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )
+    if launched_alone():
+        print(
+            "train.py: warning: `accelerate launch --cpu` has started one process only. For several on the CPU: "
+            "accelerate launch --config_file examples/accelerate/two_cpu_processes.yaml train.py ...",
+            file=sys.stderr,
+        )
+    if args.batch_size % accelerator.num_processes:
+        sys.exit(
+            f"--batch_size {args.batch_size} cannot be shared by {accelerator.num_processes} processes; it must be a "
+            f"multiple of their number."
+        )
+    set_seed(args.seed)
+    if accelerator.device.type == "cpu":
+        # As many threads as there are cores for this process, whatever the launcher's default.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // accelerator.num_processes))
+    for name, (before, now) in changed.items():
+        accelerator.print(f"--resume: {name} was {before} and is now {now}")
+
+    # 2. Data and model
+    try:
+        with accelerator.local_main_process_first():
+            splits, sampler = prepare_data(args)
+        model = build_model(args.model, loss=args.loss)
+        report = initialize_from(model, args.init_from) if args.init_from else None
+    except (OSError, ValueError) as error:
+        sys.exit(f"train.py: error: {error}")
+    if report:
+        accelerator.print(report)
+    processor = BrainMRIImageProcessor(size_divisor=model.config.size_divisor)
+    loader = DataLoader(
+        TrainingSlices(splits["train"], processor, args.augmentation, args.channels),
+        batch_sampler=sampler,
+        num_workers=args.num_workers,
+        prefetch_factor=4 if args.num_workers else None,
+        persistent_workers=args.num_workers > 0,
+        generator=torch.Generator(),  # its own: starting an epoch, twice where one is resumed, must not move dropout's
+    )
+
+    # 3. Optimiser, schedule, moving average
+    model = synchronize_batch_norm(model, accelerator.device).to(memory_format=torch.channels_last)
+    ema = AveragedModel(model, multi_avg_fn=ema_update(args.ema_decay), use_buffers=True).to(accelerator.device)
+    optimizer = make_optimizer(model, set(report.loaded) if report else set(), args)
+    steps = args.epochs * math.ceil(sampler.num_batches / args.gradient_accumulation_steps)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, round(args.warmup_ratio * steps), steps)
+    progress = Progress()
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+    accelerator.register_for_checkpointing(ema, progress)
+    set_seed(args.seed, device_specific=True)  # dropout of its own on each process
+
+    # 4. The run's folder, or where it stood
+    if states:
+        accelerator.load_state(str(states[-1]))
+        accelerator.print(f"Resuming after {progress.epoch} epochs and {progress.batch} batches ({states[-1].name})")
+    log = run.read_log(progress.epoch)
+    patients = {name: sorted(set(split["patient_id"])) for name, split in splits.items()}
+    if accelerator.is_main_process:
+        run.open(args, progress.epoch)
+        run.write_json("split.json", patients)
+        run.write_log(log)
+    accelerator.print(
+        f"{args.model}: {sum(p.numel() for p in model.parameters() if p.requires_grad):,} trainable parameters; "
+        f"{args.epochs} epochs of {sampler.num_batches} batches of {args.batch_size}; "
+        f"{len(patients['train'])} patients to train on, {len(patients['validation'])} to validate on; "
+        f"processes: {accelerator.num_processes} on {accelerator.device.type}, mixed precision: "
+        f"{accelerator.mixed_precision}"
+    )
+
+    # 5. Epochs
+    def save_state() -> None:
+        run.save_state(accelerator, progress.epoch * sampler.num_batches + progress.batch, args.keep_checkpoints)
+
+    last_save = started = time.monotonic()
+    while progress.epoch < args.epochs and not (0 < args.patience <= progress.validations_since_best):
+        sampler.image_size = image_size_at(args.image_size, progress.epoch, args.epochs)
+        sampler.seek(progress.epoch, start_batch=progress.batch)
+        model.train()
+        bar = tqdm(
+            loader,
+            desc=f"epoch {progress.epoch + 1}/{args.epochs} at {sampler.image_size} px",
+            initial=progress.batch,
+            total=sampler.num_batches,
+            disable=not accelerator.is_main_process,
+        )
+        for batch in bar:
+            with accelerator.accumulate(model):
+                pixel_values = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+                logits = model(pixel_values=pixel_values).logits
+                loss = segmentation_loss(whole_batch(logits), whole_batch(batch["labels"]), args.loss)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and args.max_grad_norm:
+                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                ema.update_parameters(accelerator.unwrap_model(model))
+            if not math.isfinite(value := loss.item()):
+                stop_at_loss(value, accelerator, run, splits["train"].select(whole_batch(batch["index"]).tolist()))
+            progress.batch += 1
+            progress.loss_sum += value
+            bar.set_postfix(loss=f"{progress.loss_sum / progress.batch:.4f}")
+            if accelerator.is_main_process and time.monotonic() - last_save > 60 * args.checkpoint_minutes:
+                accelerator.set_trigger()  # clocks differ between processes
+            if accelerator.sync_gradients and progress.batch < sampler.num_batches and accelerator.check_trigger():
+                progress.seconds, started = progress.seconds + time.monotonic() - started, time.monotonic()
+                save_state()
+                last_save = time.monotonic()
+
+        # 6. Validation, log, best model
+        progress.seconds, started = progress.seconds + time.monotonic() - started, time.monotonic()
+        row = {
+            "epoch": progress.epoch + 1,
+            "image_size": sampler.image_size,
+            "train_loss": progress.loss_sum / sampler.num_batches,
+            "learning_rate": max(scheduler.get_last_lr()),
+            "seconds": round(progress.seconds, 1),
+        }
+        progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
+        if progress.epoch % args.validate_every == 0 or progress.epoch == args.epochs:
+            result = evaluate_split(  # all processes, each for its share of the patients
+                ema.module,
+                processor,
+                splits["validation"],
+                channels=args.channels,
+                hausdorff=False,
+                progress=partial(tqdm, desc="validation"),
+            )
+            row |= validation_scores(result)
+            progress.validations_since_best += 1
+            if row["validation_dice_mean"] > progress.best_dice:
+                progress.best_dice, progress.validations_since_best = row["validation_dice_mean"], 0
+                if accelerator.is_main_process:
+                    run.save_model("best", ema.module, processor, row)
+                    run.write_figure("validation.png", plot_result(result))
+        log.append(row)
+        if accelerator.is_main_process:
+            run.write_log(log)
+            run.write_figure("curves.png", plot_training_curves(log))
+        accelerator.print(json.dumps(row))
+        save_state()
+        last_save = time.monotonic()
+
+    if accelerator.is_main_process:
+        run.save_model("last", ema.module, processor, log[-1])
+    if progress.epoch < args.epochs:
+        accelerator.print(f"Stopped: no better validation Dice for {args.patience} validations.")
+    accelerator.print(f"Best mean validation Dice {progress.best_dice:.4f}; model in {args.output_dir / 'best'}")
+    if args.push_to_hub and accelerator.is_main_process:
+        publish(run, args)
+    accelerator.end_training()
+
+
+def publish(run: RunFolder, args: argparse.Namespace) -> None:
+    """Upload the best model with a card made from the run's folder; ends the process where that fails."""
+    best = run.path / "best"
+    try:
+        write_card(best, runs=[run.path])
+        print(publish_model(best, args.hub_model_id, private=args.hub_private_repo))
+    except (OSError, ValueError, HubError) as error:
+        sys.exit(
+            f"train.py: error: {error}\nThe run is complete; `python -m modeling.publish {best} {args.hub_model_id}` "
+            f"tries again."
+        )
+
+
+def validation_scores(result: EvaluationResult) -> dict:
+    """Scores of the validation patients after post-processing, as they are logged."""
+    summary = result.postprocessed
+    return {
+        "validation_dice_mean": summary.dice_mean,
+        "validation_dice_median": summary.dice_median,
+        "validation_lesion_slice_dice": summary.lesion_slice_dice,
+        "validation_false_alarm_rate": summary.false_alarm_rate,
+        "validation_patients": len(result.patients),
+    }
+
+
+def stop_at_loss(loss: float, accelerator: Accelerator, run: RunFolder, slices: Dataset) -> None:
+    """End the run, naming the slices of the batch."""
+    names = [f"{patient}:{i}" for patient, i in zip(slices["patient_id"], slices["slice_index"], strict=True)]
+    if accelerator.is_main_process:
+        run.write_json("not_finite.json", {"loss": str(loss), "patient_id:slice_index": names})
+    accelerator.wait_for_everyone()
+    sys.exit(
+        f"train.py: error: the loss is {loss}; the batch's slices are listed in {run.path / 'not_finite.json'}. Lower "
+        f"--learning_rate, or --resume from the last state to see whether it comes again."
+    )
+
+
+if __name__ == "__main__":
+    main()

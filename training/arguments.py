@@ -1,0 +1,101 @@
+"""The command line of train.py."""
+
+import argparse
+from pathlib import Path
+
+from evaluate import CHANNELS
+from modeling import PRESETS
+from modeling.hub import HubError, check_destination
+from modeling.losses import LOSSES
+from modeling.pretrained import SOURCES
+
+from .recipe import OPTIMIZERS, parse_stage
+
+
+def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
+    """Arguments of a run; prints the error and exits with 2 where they cannot be used."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_run(parser.add_argument_group("run"))
+    add_data(parser.add_argument_group("data"))
+    add_optimization(parser.add_argument_group("optimisation"))
+    add_validation(parser.add_argument_group("validation and checkpoints"))
+    add_hub(parser.add_argument_group("hub"))
+    args = parser.parse_args(argv)
+    if args.push_to_hub:
+        try:
+            check_destination(args.hub_model_id or "")
+        except HubError as error:
+            parser.error(f"--push_to_hub with --hub_model_id: {error}")
+    elif args.hub_model_id or args.hub_private_repo:
+        parser.error("--hub_model_id and --hub_private_repo go with --push_to_hub.")
+    args.image_size = sorted(args.image_size)
+    if args.image_size[0][0] != 0:
+        parser.error("--image_size needs a first stage without @, for instance `128 256@80%`.")
+    for name in ("epochs", "batch_size", "gradient_accumulation_steps", "validate_every", "keep_checkpoints"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, not {getattr(args, name)}.")
+    for name in ("learning_rate", "weight_decay", "max_grad_norm", "augmentation", "empty_ratio", "patience"):
+        if getattr(args, name) < 0:
+            parser.error(f"--{name} must not be negative, but is {getattr(args, name)}.")
+    for name in ("momentum", "beta2", "ema_decay", "warmup_ratio"):
+        if not 0 <= getattr(args, name) < 1:
+            parser.error(f"--{name} must be from 0 to under 1, not {getattr(args, name)}.")
+    return args
+
+
+def add_run(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--model", required=True, choices=list(PRESETS), help="preset")
+    group.add_argument("--init_from", metavar="SOURCE", help="starting weights: " + SOURCES.replace("%", "%%"))
+    group.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
+    group.add_argument("--output_dir", required=True, type=Path, help="the run's folder")
+    group.add_argument("--resume", action="store_true", help="go on from the newest complete state in --output_dir")
+    group.add_argument("--seed", type=int, default=0)
+
+
+def add_data(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--image_size",
+        nargs="+",
+        type=parse_stage,
+        default=[(0.0, 256)],
+        metavar="PIXELS[@PERCENT%]",
+        help="length of the slice's longer side before cropping to the head, in pixels; stages such as "
+        "`128 192@60%% 256@85%%` change it after that share of the epochs",
+    )
+    group.add_argument("--channels", choices=CHANNELS, default="all", help="flair: FLAIR alone, as all three channels")
+    group.add_argument("--batch_size", type=int, default=16, help="slices per step, over all processes")
+    group.add_argument("--empty_ratio", type=float, default=1.0, help="slices without lesion per slice with one")
+    group.add_argument("--augmentation", type=float, default=1.0, help="strength; 0 is off")
+    group.add_argument("--num_workers", type=int, default=2, help="processes that decode and augment; 0: the main one")
+
+
+def add_optimization(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--loss", choices=list(LOSSES), default="dice_bce")
+    group.add_argument("--epochs", type=int, default=40)
+    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
+    group.add_argument("--learning_rate", type=float, default=1e-3, help="peak of warm-up + cosine")
+    group.add_argument(
+        "--pretrained_lr_factor", type=float, default=0.4, help="learning rate of the weights that --init_from loaded"
+    )
+    group.add_argument("--warmup_ratio", type=float, default=0.05, help="share of the steps")
+    group.add_argument("--momentum", type=float, default=0.9, help="of SGD; AdamW's beta1")
+    group.add_argument("--beta2", type=float, default=0.999, help="of AdamW")
+    group.add_argument("--weight_decay", type=float, default=0.01, help="on convolutions and matrices")
+    group.add_argument("--max_grad_norm", type=float, default=1.0, help="0 is off")
+    group.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    group.add_argument("--ema_decay", type=float, default=0.995, help="moving average of the weights; 0 is off")
+
+
+def add_validation(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--validate_every", type=int, default=1, help="epochs; the last one is always validated")
+    group.add_argument(
+        "--patience", type=int, default=0, help="validations without a better one before stopping; 0: off"
+    )
+    group.add_argument("--checkpoint_minutes", type=float, default=5.0, help="between states; one more at each epoch")
+    group.add_argument("--keep_checkpoints", type=int, default=2, help="newest states kept")
+
+
+def add_hub(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--push_to_hub", action="store_true", help="publish the best model at the end")
+    group.add_argument("--hub_model_id", metavar="USER/NAME", help="where")
+    group.add_argument("--hub_private_repo", action="store_true", help="make a new repository private")

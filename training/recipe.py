@@ -1,0 +1,55 @@
+"""Parts of the training recipe: stages of image size, optimiser, moving average of the weights."""
+
+import argparse
+import math
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedModel
+
+OPTIMIZERS = ("adamw", "sgd")
+
+
+def parse_stage(text: str) -> tuple[float, int]:
+    """`192@60%` -> (0.6, 192): from this share of the epochs on, this image size in pixels."""
+    size, _, percent = text.partition("@")
+    try:
+        stage = (float(percent.removesuffix("%")) / 100 if percent else 0.0, int(size))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not PIXELS or PIXELS@PERCENT%, such as 256 or 192@60%") from None
+    if not 0 <= stage[0] < 1 or stage[1] < 32:
+        raise argparse.ArgumentTypeError(f"{text!r}: at least 32 pixels, from 0% to under 100%")
+    return stage
+
+
+def image_size_at(stages: list[tuple[float, int]], epoch: int, epochs: int) -> int:
+    """Image size in pixels of an epoch, counted from 0, for stages sorted by their start."""
+    return [size for start, size in stages if epoch >= math.floor(start * epochs)][-1]
+
+
+def make_optimizer(model: PreTrainedModel, pretrained: set[str], args: argparse.Namespace) -> torch.optim.Optimizer:
+    """`args.optimizer`; weight decay on kernels and matrices only, a lower learning rate for names in `pretrained`."""
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        weight_decay = args.weight_decay if parameter.ndim > 1 else 0.0
+        learning_rate = args.learning_rate * (args.pretrained_lr_factor if name in pretrained else 1.0)
+        groups.setdefault((learning_rate, weight_decay), []).append(parameter)
+    parameters = [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
+    if args.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=args.momentum, nesterov=args.momentum > 0)
+    return torch.optim.AdamW(parameters, betas=(args.momentum, args.beta2))
+
+
+def ema_update(decay: float) -> Callable:
+    """Update rule for `AveragedModel`: `decay` once warm, less in the first steps, when the weights still move far."""
+
+    @torch.no_grad()
+    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor | int) -> None:
+        weight = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
+        for average, value in zip(averaged, current, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value.to(average.dtype), weight)
+            else:
+                average.copy_(value)
+
+    return update

@@ -1,0 +1,166 @@
+"""A run's folder: complete states to go on from, models, the log; each replaced as a whole or left as it was."""
+
+import argparse
+import io
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from evaluate import write_atomically
+from modeling import BrainMRIImageProcessor
+
+# Arguments that may differ on resume without a word: they do not shape the result.
+HARMLESS = {
+    *("resume", "output_dir", "num_workers", "checkpoint_minutes", "keep_checkpoints"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo"),
+}
+
+
+class Progress:
+    """Where the run stands; saved and loaded with each state."""
+
+    def __init__(self):
+        self.epoch = 0  # epochs completed
+        self.batch = 0  # batches of the current epoch completed
+        self.loss_sum = 0.0  # over those batches
+        self.seconds = 0.0  # spent training, over all sessions
+        self.best_dice = -math.inf
+        self.validations_since_best = 0
+
+    def state_dict(self) -> dict:
+        return vars(self).copy()
+
+    def load_state_dict(self, state: dict) -> None:
+        vars(self).update(state)
+
+
+class RunFolder:
+    """The folder of a run, which need not exist yet.
+
+    Where something cannot be written, such as on a full disk, the process ends with a sentence that says so; what was
+    there before stays as it was.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    @property
+    def states(self) -> list[Path]:
+        """Complete states, the newest last."""
+        return sorted(self.checkpoints.glob("step_*"))
+
+    @property
+    def arguments(self) -> dict:
+        """The recorded arguments of the run, empty before there are any."""
+        path = self.path / "args.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def changed_arguments(self, args: argparse.Namespace) -> dict[str, tuple]:
+        """Arguments that shape the result and differ from the recorded ones: name -> (before, now)."""
+        before, now = self.arguments, json.loads(json.dumps(vars(args), default=str))
+        names = [name for name in now if name in before and name not in HARMLESS and before[name] != now[name]]
+        return {name: (before[name], now[name]) for name in names}
+
+    def open(self, args: argparse.Namespace, after_epochs: int) -> None:
+        """Make the folder, remove what a killed process left, and record the arguments with what changed in them."""
+        changes = self.arguments.get("changed_on_resume", []) if args.resume else []
+        if args.resume and (changed := self.changed_arguments(args)):
+            changes.append({"after_epochs": after_epochs} | changed)
+        with self._writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._tidy()
+        self.write_json("args.json", vars(args) | {"output_dir": str(self.path), "changed_on_resume": changes})
+
+    def _tidy(self) -> None:
+        """Finish or undo what a killed process was replacing."""
+        for file in self.path.glob(".*.[0-9]*"):
+            file.unlink()
+        for unfinished in (*self.path.glob("*.unfinished"), self.checkpoints / "unfinished"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        for previous in self.path.glob("previous.*"):
+            final = self.path / previous.name.removeprefix("previous.")
+            if final.exists():
+                shutil.rmtree(previous)
+            else:
+                previous.rename(final)
+
+    def read_log(self, epochs: int) -> list[dict]:
+        """Rows of the first `epochs` epochs; a killed process may have logged one more than its last state holds."""
+        path = self.path / "log.jsonl"
+        rows = map(json.loads, path.read_text().splitlines()) if path.exists() else []
+        return [row for row in rows if row["epoch"] <= epochs]
+
+    def write_log(self, rows: list[dict]) -> None:
+        self.write("log.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def write_json(self, name: str, content: dict) -> None:
+        self.write(name, json.dumps(content, indent=2, default=str).encode() + b"\n")
+
+    def write_figure(self, name: str, figure: Figure) -> None:
+        image = io.BytesIO()
+        figure.savefig(image, format="png")
+        self.write(name, image.getvalue())
+
+    def write(self, name: str, content: bytes) -> None:
+        with self._writing(self.path / name):
+            write_atomically(self.path / name, content)
+
+    def save_state(self, accelerator: Accelerator, step: int, keep: int) -> None:
+        """Write a complete state to checkpoints/step_N: under another name first, so that a kill loses only this save.
+
+        All processes must call this, between optimiser steps: gradients that are being accumulated are not saved.
+        """
+        final, unfinished = self.checkpoints / f"step_{step:08d}", self.checkpoints / "unfinished"
+        with self._writing(final, unfinished):
+            if accelerator.is_main_process:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(unfinished))
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                replace_folder(unfinished, final)
+                for old in self.states[:-keep]:
+                    shutil.rmtree(old)
+
+    def save_model(self, name: str, model: PreTrainedModel, processor: BrainMRIImageProcessor, metrics: dict) -> None:
+        """Write model, processor and metrics.json for `from_pretrained`, replacing the folder as a whole."""
+        unfinished = self.path / f"{name}.unfinished"
+        with self._writing(self.path / name, unfinished):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            model.save_pretrained(unfinished)
+            processor.save_pretrained(unfinished)
+            (unfinished / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+            replace_folder(unfinished, self.path / name)
+
+    @contextmanager
+    def _writing(self, target: Path, unfinished: Path | None = None) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, as the libraries report it
+            if unfinished:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            reason = str(error).splitlines()[0]
+            saved = self.states[-1].name if self.states else "the start"
+            sys.exit(
+                f"train.py: error: {target} cannot be written: {reason}. Make room; --resume goes on from {saved}."
+            )
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Rename `new` to `final`; a folder of that name is out of the way first, and there is never half of one."""
+    previous = final.with_name(f"previous.{final.name}")
+    shutil.rmtree(previous, ignore_errors=True)
+    if final.exists():
+        final.rename(previous)
+    new.rename(final)
+    shutil.rmtree(previous, ignore_errors=True)
