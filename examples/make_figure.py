@@ -1,0 +1,37 @@
+"""Draw the README's picture: slices of the generated phantom, with a model's outline and the true one.
+
+python -m examples.make_figure [--checkpoint checkpoints/unet-5level] [--output docs/figures/phantom.png]
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from hub_dataset.phantom import phantom_volume
+from modeling.inference import load_model, segment_volume
+from modeling.visualization import slice_sheet
+
+SEEDS = (1, 4, 7, 9)
+NUM_SLICES = 24
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="checkpoints/unet-5level")
+    parser.add_argument("--output", type=Path, default=Path("docs/figures/phantom.png"))
+    args = parser.parse_args()
+    model, processor = load_model(args.checkpoint)
+    images, predictions, truths = [], [], []
+    for seed in SEEDS:
+        volume = phantom_volume(seed, num_slices=NUM_SLICES)
+        index = int(np.argmax(volume.mask.sum(axis=(1, 2))))
+        images.append(volume.slices[index])
+        predictions.append(segment_volume(model, processor, volume.slices).mask[index])
+        truths.append(volume.mask[index])
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    slice_sheet(images, predictions, truths, columns=len(SEEDS)).savefig(args.output, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

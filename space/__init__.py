@@ -1,0 +1,1 @@
+"""What the page in app.py is made of: reading uploads, and handlers that know nothing of layout."""

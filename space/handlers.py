@@ -1,0 +1,294 @@
+"""Handlers of the page and of its endpoints: a path, a model's name and a threshold in, pictures and numbers out.
+
+They raise `InputError` for what people can mend. `modeling` is imported inside them, as it brings in PyTorch.
+"""
+
+import hashlib
+import html
+import logging
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, wraps
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from .results import file_stem, new_folder, write_slice_zip
+from .uploads import InputError, read_channels, read_slice
+
+Progress = Callable[..., object]  # takes the part done, 0 to 1, and `desc`
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
+PREFERRED_MODELS = ("transunet-small", "unet-5level")
+LFS_POINTER_SIZE = 1024  # bytes; what a clone without Git LFS holds in place of weights is smaller
+DISPLAY_SIDE = 768  # pixels; small slices are enlarged up to this
+
+
+def no_progress(*args, **kwargs) -> None:
+    """Where nobody watches."""
+
+
+def shown_to_people(handler: Callable) -> Callable:
+    """Let an `InputError` through as a message; hide every other fault behind an id that the log has, too."""
+
+    @wraps(handler)
+    def wrapper(*args, **kwargs):
+        try:
+            return handler(*args, **kwargs)
+        except InputError as error:
+            message = html.escape(str(error), quote=False)  # Gradio renders messages as HTML
+            raise gr.Error(message, duration=30, print_exception=False) from None
+        except gr.Error:
+            raise
+        except Exception:
+            error_id = uuid.uuid4().hex[:8]
+            logger.exception("Error %s in %s", error_id, handler.__name__)
+            raise gr.Error(
+                f"Something went wrong on the server. Please try again; if it happens again, report error {error_id} "
+                "to the maintainers of this page.",
+                duration=30,
+                print_exception=False,
+            ) from None
+
+    return wrapper
+
+
+def find_models() -> dict[str, str]:
+    """The models on offer: name -> directory or Hub id, from checkpoints/ and the environment variable MODEL_IDS.
+
+    Raises:
+        ValueError: two different models of one name.
+    """
+    models = {
+        path.parent.name: str(path.parent)
+        for path in sorted(CHECKPOINTS.glob("*/model.safetensors"))
+        if path.stat().st_size > LFS_POINTER_SIZE
+    }
+    for entry in filter(None, map(str.strip, os.environ.get("MODEL_IDS", "").split(","))):
+        name = Path(entry).resolve().name if Path(entry).is_dir() else entry
+        if models.setdefault(name, entry) != entry:
+            raise ValueError(f"Two models are called {name!r}: {models[name]} and {entry}. Rename one directory.")
+    return models
+
+
+def default_model(models: dict[str, str]) -> str:
+    return next((name for name in PREFERRED_MODELS if name in models), next(iter(models)))
+
+
+@lru_cache(maxsize=2)
+def load(source: str):
+    """(model, processor) of a directory or Hub id; the two used last stay in memory."""
+    from modeling.inference import load_model
+
+    return load_model(source)
+
+
+@lru_cache(maxsize=16)
+def weights_sha256(source: str) -> str:
+    """The SHA-256 of a model's weights file, in hexadecimal."""
+    from transformers.utils import cached_file
+
+    digest = hashlib.sha256()
+    with Path(cached_file(source, "model.safetensors")).open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_request(model: str, threshold: float, models: dict[str, str]) -> None:
+    """Refuse a model that is not in `models`, and a threshold outside (0, 1)."""
+    if not isinstance(model, str) or model not in models:
+        raise InputError(f"There is no model {str(model)[:80]!r} here. Choose one of: {', '.join(models)}.")
+    if not isinstance(threshold, int | float) or not 0 < threshold < 1:
+        raise InputError(f"The threshold is {threshold!r:.80}; it must be a number between 0 and 1, for example 0.5.")
+
+
+@dataclass(frozen=True)
+class SlicePreview:
+    """An uploaded slice before any model ran."""
+
+    pixels: np.ndarray  # (H, W) FLAIR or (H, W, 3), the intensities as they came
+    warnings: list[str]  # sentences on what looks wrong
+
+
+@dataclass(frozen=True)
+class SliceResult:
+    """One segmented slice, ready to show."""
+
+    pixels: np.ndarray  # as in `SlicePreview`
+    probabilities: np.ndarray  # (H, W) float32 in [0, 1]
+    mask: np.ndarray  # (H, W) bool
+    uncertainty: np.ndarray | None  # (H, W) float32 in [0, 1], see `test_time_augmentation.disagreement`
+    outline: Image.Image  # FLAIR in grey with the outline of the mask, RGB, enlarged for display
+    probability_map: Image.Image  # RGB, as large
+    mask_path: str  # PNG of the slice's size, 0 or 255, in the upload folder
+    zip_path: str  # mask, probabilities, pictures and measurements, in the upload folder
+    measurements: dict  # what /segment_slice documents
+    warnings: list[str]
+
+
+def preview(path: str | None) -> Image.Image:
+    """The FLAIR channel of an uploaded slice in grey; no model runs.
+
+    Raises:
+        InputError: as `read_slice`.
+    """
+    pixels = read_slice(path)
+    return draw(pixels, np.zeros(pixels.shape[:2], dtype=bool))
+
+
+def preview_slice(flair: str | None, pre: str | None = None, post: str | None = None) -> SlicePreview:
+    """The pixels of an uploaded slice and what looks wrong with them; no model runs.
+
+    Raises:
+        InputError: as `read_channels`.
+    """
+    from modeling.input_checks import check_slice
+
+    pixels, notes = read_channels(flair, pre, post)
+    return SlicePreview(pixels, notes + [finding.message for finding in check_slice(pixels)])
+
+
+def draw(pixels: np.ndarray, mask: np.ndarray) -> Image.Image:
+    """FLAIR in grey with the mask's outline, enlarged by a whole number to what a screen shows well."""
+    from modeling.visualization import draw_outline
+
+    scale = max(1, DISPLAY_SIDE // max(mask.shape))
+    return draw_outline(pixels, mask, scale=scale, width=scale)
+
+
+def segment(
+    flair: str | None,
+    model: str,
+    threshold: float,
+    models: dict[str, str],
+    progress: Progress = no_progress,
+    pre: str | None = None,
+    post: str | None = None,
+    uncertainty: bool = False,
+) -> SliceResult:
+    """Outline the lesion on an uploaded slice.
+
+    Args:
+        flair, pre, post: the slice in one file, or in a file per sequence (see `read_channels`).
+        model: a name in `models` (see `find_models`).
+        threshold: probability from which a pixel belongs to the lesion, between 0 and 1, exclusive.
+        progress: called with the part done, 0 to 1, and `desc`.
+        uncertainty: whether to measure how sure the model is, in four times the time.
+
+    Raises:
+        InputError: an unusable slice, an unknown model, or a threshold out of range.
+    """
+    check_request(model, threshold, models)
+    pixels, warnings = read_channels(flair, pre, post)
+
+    from modeling.inference import segment_slice
+    from modeling.input_checks import check_slice
+    from modeling.test_time_augmentation import disagreement
+    from modeling.visualization import probability_heatmap
+
+    progress(0.1, desc=f"Loading {model}")
+    network, processor = load(models[model])
+    progress(0.4, desc="Outlining the lesion")
+    segmentation = segment_slice(network, processor, pixels, threshold=threshold)
+    spread = None
+    if uncertainty:
+        progress(0.6, desc="Asking again, mirrored and turned")
+        spread = disagreement(network, processor, pixels[None], segmentation.probabilities[None])[0]
+    progress(0.9, desc="Drawing")
+    outline = draw(pixels, segmentation.mask)
+    heatmap = probability_heatmap(segmentation.probabilities).resize(outline.size, Image.Resampling.BICUBIC)
+    height, width = segmentation.mask.shape
+    area = int(segmentation.mask.sum())
+    measurements = {
+        "model": model,
+        "weights_sha256": weights_sha256(models[model]),
+        "threshold": threshold,
+        "width": width,
+        "height": height,
+        "lesion_pixels": area,
+        "lesion_percent": 100 * area / (height * width),
+        "highest_probability": float(segmentation.probabilities.max()),
+    }
+    folder, stem = new_folder(), file_stem(flair)
+    pictures = {
+        "mask": segmentation.mask.astype(np.uint8) * np.uint8(255),
+        "outline": outline,
+        "probability": as_16_bit(segmentation.probabilities),
+    } | ({} if spread is None else {"uncertainty": as_16_bit(spread)})
+    mask_path = folder / f"{stem}_mask.png"
+    Image.fromarray(pictures["mask"]).save(mask_path)
+    return SliceResult(
+        pixels=pixels,
+        probabilities=segmentation.probabilities,
+        mask=segmentation.mask,
+        uncertainty=spread,
+        outline=outline,
+        probability_map=heatmap,
+        mask_path=str(mask_path),
+        zip_path=write_slice_zip(folder / f"{stem}_results.zip", stem, pictures, measurements),
+        measurements=measurements,
+        warnings=warnings + [finding.message for finding in check_slice(pixels)],
+    )
+
+
+def as_16_bit(fractions: np.ndarray) -> np.ndarray:
+    """[0, 1] -> uint16 over its whole range."""
+    return np.rint(fractions * 65535).astype(np.uint16)
+
+
+def attention(path: str | None, model: str, row: int, column: int, models: dict[str, str]) -> Image.Image:
+    """Where a TransUNet attends from a point of a slice, drawn over FLAIR.
+
+    Args:
+        path: the slice, in one file.
+        row, column: the point, in pixels of the slice.
+
+    Raises:
+        InputError: an unusable slice, an unknown model or one without attention, or a point outside the slice.
+    """
+    check_request(model, 0.5, models)
+    pixels = read_slice(path)
+    height, width = pixels.shape[:2]
+    in_range = (
+        all(isinstance(place, int | float) for place in (row, column)) and 0 <= row < height and 0 <= column < width
+    )
+    if not in_range:
+        raise InputError(f"The point ({row!r:.20}, {column!r:.20}) is outside the slice of {height}×{width} pixels.")
+
+    import torch
+
+    from modeling.visualization import attention_from_point, draw_attention
+
+    network, processor = load(models[model])
+    if network.config.model_type != "transunet":
+        raise InputError(f"{model!r} has no attention to show, being convolutional. Choose a TransUNet.")
+    point, token = (int(row), int(column)), network.config.size_divisor
+    with torch.inference_mode():
+        inputs = processor(images=pixels, size_divisor=token, return_tensors="pt")
+        weights = network(**inputs, output_attentions=True).attentions
+    grid = attention_from_point([layer[0].numpy() for layer in weights], point, (height, width), token)
+    return draw_attention(pixels, grid, point, token, scale=max(1, DISPLAY_SIDE // max(height, width)))
+
+
+def describe_result(measurements: dict) -> str:
+    """The measurements as the page shows them, in HTML."""
+    area, percent = measurements["lesion_pixels"], measurements["lesion_percent"]
+    size = f"{measurements['width']} × {measurements['height']} pixels"
+    facts = {
+        "Lesion area": f"{area:,} px",
+        "Share of the slice": f"{percent:.2f} %",
+        "Highest probability": f"{measurements['highest_probability']:.2f}",
+    }
+    rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
+    remark = "" if area else "<p>No lesion outlined: no pixel reaches the threshold.</p>"
+    return (
+        f'<dl class="measurements">{rows}</dl>{remark}<p class="provenance">{html.escape(measurements["model"])} at '
+        f"threshold {measurements['threshold']:.2f}, slice of {size}</p>"
+    )

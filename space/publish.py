@@ -1,0 +1,140 @@
+"""Publish the Space: the page, the modules it imports, its examples and its weights.
+
+    python -m space.publish USER/NAME                              # with the weights in checkpoints/
+    python -m space.publish USER/NAME --model_ids USER/A,USER/B    # weights from the Hub, by the variable MODEL_IDS
+
+Publishing again replaces what has changed, removes what is no longer needed and uploads nothing else.
+"""
+
+import argparse
+import ast
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import RepoCard, SpaceCardData
+
+from modeling.hub import HubError, check_destination, upload_folder
+
+from .handlers import LFS_POINTER_SIZE
+
+ROOT = Path(__file__).resolve().parents[1]
+MARK = "space/handlers.py"
+# Beside the modules: what they read at run time.
+DATA = ("LICENSE", "space/*.css", "examples/*.png")
+WEIGHTS = ("config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json", "README.md")
+NOT_NEEDED = {"accelerate", "datasets", "kagglehub", "tqdm"}  # for training and evaluation alone
+CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"  # a tenth of the default's size
+
+ABOUT = """# Lower-grade glioma on brain MR
+
+Outlines the FLAIR abnormality of a lower-grade glioma on axial MR slices. **Research software, not a medical device**:
+not for diagnosis or treatment; use anonymised images only. Uploads and results are deleted within the hour.
+
+The code is Apache-2.0; the weights were trained on the LGG dataset (Buda et al. 2019) and are CC BY-NC-SA 4.0.
+"""
+
+
+def publish_space(repo_id: str, *, model_ids: str | None = None, private: bool = False) -> str:
+    """Upload the Space and return the commit's address.
+
+    Args:
+        model_ids: Hub ids, separated by commas, of the models to load; None bundles the weights in checkpoints/.
+        private: whether a new Space is private.
+
+    Raises:
+        FileNotFoundError: there are no weights to bundle.
+        HubError: see `modeling.hub.upload_folder`.
+    """
+    check_destination(repo_id)
+    with tempfile.TemporaryDirectory() as folder:
+        stage_space(Path(folder), model_ids.split(",") if model_ids else [])
+        return upload_folder(
+            folder,
+            repo_id,
+            repo_type="space",
+            mark=MARK,
+            private=private,
+            delete_patterns=["*"],
+            message="Publish the Space",
+            variables={"MODEL_IDS": model_ids} if model_ids else None,
+        )
+
+
+def stage_space(folder: Path, model_ids: list[str]) -> None:
+    """Write into `folder` exactly what the Space's repository gets; see `publish_space`."""
+    files = [*needed_modules("app.py"), *(path for pattern in DATA for path in ROOT.glob(pattern))]
+    if not model_ids:
+        files += bundled_weights()
+    for path in files:
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    (folder / "requirements.txt").write_text(space_requirements((ROOT / "requirements.txt").read_text()))
+    front_matter = RepoCard.load(ROOT / "README.md").data.to_dict()
+    data = SpaceCardData(**front_matter | ({"models": model_ids} if model_ids else {}))
+    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{ABOUT}")
+
+
+def needed_modules(start: str) -> list[Path]:
+    """The repository's source files that the script `start` imports, directly or not, and itself."""
+    waiting, reached = [ROOT / start], set()
+    while waiting:
+        path = waiting.pop()
+        if path in reached:
+            continue
+        reached.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                waiting += [file for alias in node.names for file in module_files(alias.name.split("."))]
+            elif isinstance(node, ast.ImportFrom):
+                package = list(path.relative_to(ROOT).parts[:-1]) if node.level else []
+                module = [*package, *(node.module or "").split(".")] if node.module else package
+                waiting += module_files(module)
+                waiting += [file for alias in node.names for file in module_files([*module, alias.name])]
+    return sorted(reached)
+
+
+def module_files(parts: list[str]) -> list[Path]:
+    """The file of a module of this repository with the files of its packages; none for a library's."""
+    packages = [ROOT.joinpath(*parts[: end + 1], "__init__.py") for end in range(len(parts))]
+    return [path for path in [*packages, ROOT.joinpath(*parts).with_suffix(".py")] if path.is_file()]
+
+
+def bundled_weights() -> list[Path]:
+    """The files of the checkpoints in checkpoints/ that hold weights.
+
+    Raises:
+        FileNotFoundError: none does.
+    """
+    weights = sorted((ROOT / "checkpoints").glob("*/model.safetensors"))
+    folders = [path.parent for path in weights if path.stat().st_size > LFS_POINTER_SIZE]
+    if not folders:
+        raise FileNotFoundError(
+            "checkpoints/ holds no weights: fetch them with `git lfs pull`, or name models of the Hub with --model_ids."
+        )
+    return [path for folder in folders for pattern in WEIGHTS for path in sorted(folder.glob(pattern))]
+
+
+def space_requirements(requirements: str) -> str:
+    """The repository's requirements without those of training, with PyTorch's wheels for CPUs."""
+    lines = [line for line in requirements.splitlines() if re.split(r"[<>=!~\[; ]", line)[0] not in NOT_NEEDED]
+    return "\n".join([CPU_WHEELS, *lines]) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repo_id", metavar="USER/NAME", help="the Space, created where there is none")
+    parser.add_argument("--model_ids", metavar="USER/NAME,...", help="load these models from the Hub; bundle none")
+    parser.add_argument("--private", action="store_true", help="make a new Space private")
+    args = parser.parse_args(argv)
+    try:
+        print(publish_space(args.repo_id, model_ids=args.model_ids, private=args.private))
+    except (OSError, HubError) as error:
+        sys.exit(f"space.publish: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

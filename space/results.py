@@ -1,0 +1,184 @@
+"""What people take away: masks, maps, pictures and measurements as files, which are deleted within the hour."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from gradio.utils import get_upload_folder
+from PIL import Image
+
+LIFETIME = 45 * 60  # seconds; with the sweeper's interval, under an hour
+SWEEP_EVERY = 10 * 60  # seconds
+PROBABILITY_STEPS = 1024  # maps are rounded to this part of 1, which compresses well
+NOTICE = (
+    "Research software, not a medical device: not for diagnosis or treatment.\n"
+    "The outline is that of a model, see measurements.json for which one and how it was run.\n"
+)
+
+
+def new_folder() -> Path:
+    """An empty folder for the results of one request, where Gradio may serve files from; deleted after `LIFETIME`."""
+    root = Path(get_upload_folder()) / "results"
+    root.mkdir(parents=True, exist_ok=True)
+    start_sweeper(root)
+    return Path(tempfile.mkdtemp(dir=root))
+
+
+def sweep(root: Path, lifetime: float = LIFETIME) -> None:
+    """Delete the results that are older than `lifetime` seconds. Gradio deletes only what it has served."""
+    for folder in root.iterdir():
+        with suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime > lifetime:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@lru_cache  # one for each root
+def start_sweeper(root: Path) -> threading.Thread:
+    def run():
+        while root.is_dir():
+            sweep(root)
+            time.sleep(SWEEP_EVERY)
+
+    sweeper = threading.Thread(target=run, name="results-sweeper", daemon=True)
+    sweeper.start()
+    return sweeper
+
+
+def volume_measurements(mask: np.ndarray, volume, provenance: Mapping) -> dict:
+    """The measurements of a mask (S, H, W) on an `MRVolume` (see `measure_volume`) after what made it."""
+    from modeling.measurements import measure_volume
+
+    return {**provenance, **measure_volume(mask, volume.spacing, volume.no_spacing)}
+
+
+def measurements_csv(measurements: Mapping, slice_names: list[str]) -> str:
+    """Measurements as a table: one line for each fact, then one for each slice."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["measurement", "value"])
+    areas = measurements.get("area_per_slice_pixels")
+    for name, value in measurements.items():
+        if name != "area_per_slice_pixels":
+            writer.writerow([name, json.dumps(value) if isinstance(value, list | dict) else value])
+    if areas is not None:
+        spacing = measurements["spacing_mm"]
+        pixel = spacing[1] * spacing[2] if spacing else None
+        writer.writerow([])
+        writer.writerow(["slice", "file", "area_pixels", "area_mm2"])
+        for index, (name, area) in enumerate(zip(slice_names, areas, strict=True)):
+            writer.writerow([index, name, area, round(area * pixel, 2) if pixel else ""])
+    return text.getvalue()
+
+
+def slice_names(volume) -> list[str]:
+    """A name for each slice's files: the uploaded file's own, or its number from 1."""
+    if volume.slice_names:
+        return [plain(name) for name in volume.slice_names]
+    return [f"slice_{number:03d}" for number in range(1, len(volume.slices) + 1)]
+
+
+def write_masks(folder: Path, stem: str, mask: np.ndarray, volume) -> dict[str, str]:
+    """The mask in the formats that suit the input: format -> path.
+
+    `nifti` lies in the input's own space; `tiff` has a page for each slice, 0 or 255; DICOM input has `dicom_seg`, too.
+    """
+    from modeling.nifti_files import write_nifti
+
+    paths = {"nifti": folder / f"{stem}_mask.nii.gz", "tiff": folder / f"{stem}_mask.tif"}
+    write_nifti(paths["nifti"], mask, volume.geometry)
+    pages = [Image.fromarray(page) for page in mask.astype(np.uint8) * np.uint8(255)]
+    pages[0].save(paths["tiff"], save_all=True, append_images=pages[1:], compression="tiff_deflate")
+    return {name: str(path) for name, path in paths.items()}
+
+
+def write_volume_zip(
+    path: Path,
+    stem: str,
+    grey: np.ndarray,
+    volume,
+    masks: Mapping[str, str],
+    mask: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    measurements: Mapping,
+    reference: np.ndarray | None = None,
+) -> str:
+    """Everything of a volume in one archive.
+
+    Args:
+        grey: (S, H, W) uint8, FLAIR as shown.
+        masks: files to include, from `write_masks`.
+        mask, reference: (S, H, W) bool, whose outlines are drawn on the slices that have any.
+        maps: name -> (S, H, W) float32 in [0, 1], written as NIfTI.
+    """
+    from modeling.nifti_files import write_nifti
+    from modeling.visualization import draw_outline
+
+    names = slice_names(volume)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in masks.values():
+            archive.write(file, Path(file).name, zipfile.ZIP_STORED)
+        for kind, array in maps.items():
+            file = path.parent / f"{stem}_{kind}.nii.gz"
+            write_nifti(file, rounded(array), volume.geometry)
+            archive.write(file, file.name, zipfile.ZIP_STORED)
+            file.unlink()
+        for index, name in enumerate(names):
+            archive.writestr(f"mask/{name}_mask.png", png(mask[index].astype(np.uint8) * np.uint8(255)))
+            if mask[index].any() or (reference is not None and reference[index].any()):
+                outlines = draw_outline(
+                    grey[index], mask[index], reference=None if reference is None else reference[index], scale=2
+                )
+                archive.writestr(f"overlay/{name}.png", png(outlines))
+        archive.writestr("measurements.json", json.dumps(measurements, indent=2))
+        archive.writestr("measurements.csv", measurements_csv(measurements, names))
+        archive.writestr("README.txt", NOTICE)
+    return str(path)
+
+
+def write_slice_zip(path: Path, stem: str, pictures: Mapping[str, Image.Image | np.ndarray], measurements) -> str:
+    """Everything of a slice in one archive; `pictures` by the end of their names."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for kind, picture in pictures.items():
+            archive.writestr(f"{stem}_{kind}.png", png(picture), zipfile.ZIP_STORED)
+        archive.writestr("measurements.json", json.dumps(measurements, indent=2))
+        archive.writestr("measurements.csv", measurements_csv(measurements, []))
+        archive.writestr("README.txt", NOTICE)
+    return str(path)
+
+
+def rounded(array: np.ndarray) -> np.ndarray:
+    return np.rint(array * PROBABILITY_STEPS).astype(np.float32) / np.float32(PROBABILITY_STEPS)
+
+
+def png(picture: Image.Image | np.ndarray) -> bytes:
+    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def first_path(paths) -> str | Path:
+    """The path itself, or the first of several, after which results are named."""
+    return paths if isinstance(paths, str | Path) else next(iter(paths))
+
+
+def file_stem(path: str | Path) -> str:
+    """A name for results, from an upload's."""
+    name = Path(path).name
+    return plain(name[:-7] if name.lower().endswith(".nii.gz") else Path(name).stem)
+
+
+def plain(name: str) -> str:
+    """A name that is safe as a file's on any system."""
+    return re.sub(r"[^\w.+-]", "_", name)[:100]

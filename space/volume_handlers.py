@@ -1,0 +1,173 @@
+"""Handlers of volumes: uploaded files, a model's name and a threshold in, arrays, numbers and files out."""
+
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass
+
+import numpy as np
+
+from .handlers import Progress, check_request, load, no_progress, weights_sha256
+from .results import file_stem, first_path, new_folder, volume_measurements, write_masks, write_volume_zip
+from .uploads import read_uploaded_volume
+
+BATCH_PIXELS = 2**18  # computed at a time: four slices of 256 x 256
+
+
+@dataclass(frozen=True)
+class VolumePreview:
+    """An uploaded volume before any model ran."""
+
+    flair: np.ndarray  # (S, H, W) uint8, axial, in one display window
+    spacing: tuple[float, float, float] | None  # mm along (S, H, W)
+    warnings: list[str]  # sentences on what looks wrong and what was left out
+    description: str  # one line
+
+
+@dataclass(frozen=True)
+class VolumeResult:
+    """One segmented volume, ready to show; files lie in the upload folder."""
+
+    flair: np.ndarray  # (S, H, W) uint8, axial, in one display window
+    probabilities: np.ndarray  # (S, H, W) float32 in [0, 1]
+    mask: np.ndarray  # (S, H, W) bool, after post-processing
+    uncertainty: np.ndarray | None  # (S, H, W) float32 in [0, 1], see `test_time_augmentation.disagreement`
+    measurements: dict  # see `results.volume_measurements`
+    warnings: list[str]
+    description: str
+    masks: dict[str, str]  # format -> path, see `results.write_masks`
+    zip_path: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one model says of a volume."""
+
+    probabilities: np.ndarray
+    mask: np.ndarray
+    provenance: dict  # the model, its weights and how it was run
+
+
+def open_volume(paths) -> VolumePreview:
+    """Read an uploaded volume; no model runs.
+
+    Args:
+        paths: one path or several, in Gradio's upload folder.
+
+    Raises:
+        InputError: files that do not make up one volume.
+    """
+    from modeling.visualization import volume_to_grey
+
+    volume = read_uploaded_volume(paths)
+    return VolumePreview(volume_to_grey(volume.flair), volume.spacing, warnings_of(volume), volume.description)
+
+
+def warnings_of(volume) -> list[str]:
+    """What the reader of an `MRVolume` found odd, then what its images look like."""
+    from modeling.input_checks import check_volume
+
+    spacing = volume.spacing
+    findings = check_volume(volume.slices, spacing[1] / spacing[2] if spacing else 1.0)
+    return list(volume.warnings) + [finding.message for finding in findings]
+
+
+def segment_volume(
+    paths,
+    model: str,
+    threshold: float,
+    models: dict[str, str],
+    progress: Progress = no_progress,
+    uncertainty: bool = False,
+) -> VolumeResult:
+    """Outline the lesion in an uploaded volume.
+
+    Args:
+        paths: one path or several, in Gradio's upload folder.
+        model: a name in `models` (see `find_models`).
+        threshold: probability from which a voxel belongs to the lesion, between 0 and 1, exclusive.
+        progress: called with the part done, 0 to 1, and `desc`.
+        uncertainty: whether to measure how sure the model is, in four times the time.
+
+    Raises:
+        InputError: files that do not make up one volume, an unknown model, or a threshold out of range.
+    """
+    check_request(model, threshold, models)
+    progress(0, desc="Reading the files")
+    volume = read_uploaded_volume(paths)
+
+    from modeling.test_time_augmentation import VIEWS, disagreement
+    from modeling.visualization import volume_to_grey
+
+    share = 0.9 / (1 + len(VIEWS)) if uncertainty else 0.9  # of the progress, for one pass through the model
+    prediction = predict(volume, model, threshold, models, progress, 0.0, share)
+    spread = None
+    if uncertainty:
+        passes = iter(range(1, 1 + len(VIEWS)))
+
+        def watch(slices):
+            done = next(passes)
+            return by_slice(slices, progress, done * share, share, f"View {done + 1} of {1 + len(VIEWS)}: slice")
+
+        spread = disagreement(
+            *load(models[model]), volume.slices, prediction.probabilities,
+            batch_size=batch_size(volume.slices), progress=watch,
+        )  # fmt: skip
+    progress(0.92, desc="Writing the results")
+    grey = volume_to_grey(volume.flair)
+    folder, stem = new_folder(), file_stem(first_path(paths))
+    masks = write_masks(folder, stem, prediction.mask, volume)
+    maps = {"probability": prediction.probabilities} | ({} if spread is None else {"uncertainty": spread})
+    measurements = volume_measurements(prediction.mask, volume, prediction.provenance)
+    return VolumeResult(
+        flair=grey,
+        probabilities=prediction.probabilities,
+        mask=prediction.mask,
+        uncertainty=spread,
+        measurements=measurements,
+        warnings=warnings_of(volume),
+        description=volume.description,
+        masks=masks,
+        zip_path=write_volume_zip(
+            folder / f"{stem}_results.zip", stem, grey, volume, masks, prediction.mask, maps, measurements
+        ),
+    )
+
+
+def predict(volume, model: str, threshold: float, models, progress: Progress, start: float, share: float) -> Prediction:
+    """One model's probabilities and mask of an `MRVolume`; takes `progress` from `start` on by `share`."""
+    from modeling import inference, postprocessing
+
+    progress(start, desc=f"Loading {model}")
+    network, processor = load(models[model])
+    whole = len(volume.slices) > 1  # islands and their sizes are a matter of three dimensions
+    segmentation = inference.segment_volume(
+        network,
+        processor,
+        volume.slices,
+        threshold=threshold,
+        postprocess=whole,
+        batch_size=batch_size(volume.slices),
+        progress=lambda slices: by_slice(slices, progress, start, share, f"{model}: slice"),
+    )
+    limits = {
+        "min_voxels": postprocessing.MIN_VOXELS,
+        "keep_fraction": postprocessing.KEEP_FRACTION,
+        "fill_holes": True,
+    }
+    provenance = {
+        "model": model,
+        "weights_sha256": weights_sha256(models[model]),
+        "threshold": threshold,
+        "postprocessing": limits if whole else None,
+    }
+    return Prediction(segmentation.probabilities, segmentation.mask, provenance)
+
+
+def by_slice(slices: Sized, progress: Progress, start: float, share: float, what: str) -> Iterator:
+    """The slices as they are computed, with `progress` told of each."""
+    for done, computed in enumerate(slices):
+        progress(start + share * done / len(slices), desc=f"{what} {done + 1} of {len(slices)}")
+        yield computed
+
+
+def batch_size(slices: np.ndarray) -> int:
+    return max(1, BATCH_PIXELS // (slices.shape[1] * slices.shape[2]))
