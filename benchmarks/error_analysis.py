@@ -1,0 +1,211 @@
+"""Where models err: post-processing, lesion size, outline, and calibration, from predictions kept by evaluate.py.
+
+    python evaluate.py --checkpoint checkpoints/unet-5level --dataset data/lgg --output results.json \\
+        --predictions predictions/unet-5level
+    python -m benchmarks.error_analysis --dataset data/lgg --predictions predictions/unet-5level \\
+        [--split validation] [--figure docs/figures/calibration.png]
+
+Each folder of predictions is one model, called after the folder. Prints tables in Markdown:
+
+- post-processing: none, holes filled, small islands out (the default), largest component; with and without cutting the
+  mask to the brain (`brain_mask`: thresholds and morphology on FLAIR);
+- Dice of slices with a lesion, in three equal groups by the lesion's area and by how irregular its outline is
+  (perimeter^2 / (4 pi area), 1 for a disc), for the patients' slices together;
+- calibration: how often a voxel with a given probability is lesion, the expected calibration error, and the temperature
+  that gives the lowest cross-entropy (Guo et al. 2017, arXiv 1706.04599, section 4.2), fitted on these very patients.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
+from tqdm import tqdm
+
+from hub_dataset.loading import load_splits
+from hub_dataset.patients import Patient, group_by_patient, read_patient
+from modeling.image_processing_brain_mri import brain_mask, to_channels
+from modeling.metrics import score_volume, slice_dice, summarize
+from modeling.postprocessing import fill_holes, largest_component, postprocess_volume
+
+THRESHOLD = 0.5
+BINS = 10
+SMALLEST = 1e-3  # probabilities closer to 0 or 1 count as this far from it: float32 holds no finite logit there
+VARIANTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "none": lambda mask: mask,
+    "holes filled": fill_holes,
+    "holes filled, small islands out": postprocess_volume,
+    "holes filled, largest component": lambda mask: largest_component(fill_holes(mask)),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
+    parser.add_argument("--predictions", nargs="+", type=Path, required=True, help="folders from evaluate.py")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--figure", type=Path, help="reliability diagram (PNG)")
+    return parser.parse_args()
+
+
+def brain(patient: Patient) -> np.ndarray:
+    """(S, H, W) bool: the brain in each slice, its holes filled, so that dark lesions stay inside."""
+    masks = [ndimage.binary_fill_holes(brain_mask(to_channels(image))) for image in patient.slices]
+    return np.stack(masks)
+
+
+def irregularity(mask: np.ndarray) -> float:
+    """perimeter^2 / (4 pi area) of a lesion (H, W) bool; the perimeter by Crofton's formula in four directions."""
+    padded = np.pad(mask, 1)
+    straight = sum(np.count_nonzero(np.diff(padded, axis=axis)) for axis in (0, 1))
+    diagonal = np.count_nonzero(padded[1:, 1:] ^ padded[:-1, :-1]) + np.count_nonzero(padded[1:, :-1] ^ padded[:-1, 1:])
+    perimeter = np.pi / 8 * (straight + diagonal / np.sqrt(2))
+    return perimeter**2 / (4 * np.pi * np.count_nonzero(mask))
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def postprocessing_rows(name: str, masks: list, truths: list, brains: list) -> list[list[str]]:
+    rows = []
+    for where, cut in (("", lambda mask, _: mask), (", cut to the brain", np.logical_and)):
+        for variant, process in VARIANTS.items():
+            scores = [
+                score_volume(process(cut(mask, inside)), truth, hausdorff=False)
+                for mask, truth, inside in zip(masks, truths, brains, strict=True)
+            ]
+            summary = summarize(scores)
+            low, high = summary.dice_interval
+            rows.append(
+                [
+                    name,
+                    variant + where,
+                    f"{summary.dice_mean:.3f} ({low:.3f} to {high:.3f})",
+                    f"{summary.dice_median:.3f}",
+                    f"{summary.lesion_slice_dice:.3f}",
+                    f"{100 * summary.false_alarm_rate:.1f} %",
+                ]
+            )
+    return rows
+
+
+def by_thirds(name: str, what: str, values: np.ndarray, dice: np.ndarray) -> list[str]:
+    """A row with the mean Dice of the slices with the lowest, middle and highest third of `values`."""
+    groups = np.array_split(np.argsort(values, kind="stable"), 3)
+    limits = [f"{values[group[0]]:.3g} to {values[group[-1]]:.3g}" for group in groups]
+    means = [f"{dice[group].mean():.3f} ({limit})" for group, limit in zip(groups, limits, strict=True)]
+    return [name, what, *means]
+
+
+def reliability(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(count, mean probability, share of lesion) of the voxels in each of `BINS` equal bins; NaN in empty bins."""
+    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    count = np.bincount(bins, minlength=BINS)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(bins, probabilities, minlength=BINS) / count
+        share = np.bincount(bins, truth, minlength=BINS) / count
+    return count, mean, share
+
+
+def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """The divisor of the logits that gives the lowest mean cross-entropy."""
+    logits = logit(np.clip(probabilities.astype(np.float64), SMALLEST, 1 - SMALLEST))
+
+    def cross_entropy(log_temperature: float) -> float:
+        p = expit(logits / np.exp(log_temperature))
+        return -np.mean(np.where(truth, np.log(p), np.log1p(-p)))
+
+    return float(np.exp(minimize_scalar(cross_entropy, bounds=(-1.5, 1.5), method="bounded").x))
+
+
+def calibration_error(count: np.ndarray, mean: np.ndarray, share: np.ndarray) -> float:
+    """Expected calibration error: |mean probability - share of lesion|, weighted by the voxels of each bin."""
+    return float(np.nansum(count * np.abs(mean - share)) / count.sum())
+
+
+def draw_reliability(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2, 4), dpi=150, layout="constrained")
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="perfect")
+    for (name, (mean, share)), color in zip(curves.items(), ("#0072b2", "#d55e00", "#009e73"), strict=False):
+        ax.plot(mean, share, marker="o", markersize=4, linewidth=1.5, color=color, label=name)
+    ax.set_xlabel("predicted probability")
+    ax.set_ylabel("share of voxels that are lesion")
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1)
+    ax.grid(color="0.9", linewidth=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def main() -> None:
+    args = parse_args()
+    split = load_splits(args.dataset)[args.split]
+    rows_of = group_by_patient(split)
+    names = [folder.name for folder in args.predictions]
+    truths, brains = [], []
+    predictions = {name: [] for name in names}
+    for patient_id in tqdm(sorted(rows_of), desc="patients"):
+        patient = read_patient(split, patient_id, rows_of[patient_id])
+        truths.append(patient.truth)
+        brains.append(brain(patient))
+        for name, folder in zip(names, args.predictions, strict=True):
+            with np.load(folder / f"{patient_id}.npz") as file:
+                predictions[name].append(file["probabilities"])
+
+    lesion = [truth[truth.any(axis=(1, 2))] for truth in truths]
+    areas = np.concatenate([mask.sum(axis=(1, 2)) for mask in lesion])
+    outlines = np.array([irregularity(mask) for masks in lesion for mask in masks])
+    inside = np.concatenate([(mask | truth).ravel() for mask, truth in zip(brains, truths, strict=True)])
+    truth_voxels = np.concatenate([truth.ravel() for truth in truths])[inside]
+
+    cleaning, groups, calibration, curves = [], [], [], {}
+    for name, probabilities in predictions.items():
+        masks = [volume >= THRESHOLD for volume in probabilities]
+        cleaning += postprocessing_rows(name, masks, truths, brains)
+        dice = np.concatenate(
+            [
+                slice_dice(postprocess_volume(mask), truth)[truth.any(axis=(1, 2))]
+                for mask, truth in zip(masks, truths, strict=True)
+            ]
+        )
+        groups.append(by_thirds(name, "area in pixels", areas, dice))
+        groups.append(by_thirds(name, "irregularity", outlines, dice))
+        voxels = np.concatenate([volume.ravel() for volume in probabilities])[inside]
+        count, mean, share = reliability(voxels, truth_voxels)
+        curves[name] = (mean, share)
+        temperature = fit_temperature(voxels, truth_voxels)
+        calibration.append(
+            [
+                name,
+                *(f"{value:.2f}" for value in share),
+                f"{calibration_error(count, mean, share):.4f}",
+                f"{temperature:.2f}",
+            ]
+        )
+
+    print(f"{len(truths)} patients of {args.split}, {len(areas)} slices with a lesion, threshold {THRESHOLD}\n")
+    print(
+        table(
+            ["model", "post-processing", "Dice per patient, mean (95 % CI)", "median", "lesion slices", "false alarms"],
+            cleaning,
+        )
+    )
+    print(table(["model", "slices by", "lowest third", "middle", "highest"], groups))
+    edges = [f"{low / BINS:.1f} to {(low + 1) / BINS:.1f}" for low in range(BINS)]
+    print(table(["model, share of lesion at", *edges, "calibration error", "temperature"], calibration))
+    if args.figure:
+        draw_reliability(curves, args.figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""How fast slices and whole patients are segmented on this machine, and what each shortcut gains.
+
+    python -m benchmarks.inference --checkpoint checkpoints/unet-5level --dataset data/lgg [--patients 11]
+    python -m benchmarks.inference --checkpoint checkpoints/unet-5level --parts slice growth options start
+
+Parts, all in one run, so that their ratios hold on a machine that others use too:
+
+- `patients`: uint8 slices in memory to the post-processed mask, the straightforward way (eager, NCHW, batch norm apart,
+  whole frames, slice by slice) against `segment_volume`, in turns for each patient, with the Dice of both; then with
+  one shortcut less at a time. Needs `--dataset`.
+- `slice`: one forward pass at 256x256, against segmentation_models_pytorch's U-Net with a ResNet-34 and MONAI's
+  BasicUNet where these are installed (in an environment of their own; weights play no part), as GFLOP/s and as a share
+  of this machine's rate of matrix products.
+- `growth`: time against the number of slices and the size of the image.
+- `options`: time against batch size and threads.
+- `start`: a new process from loading the model to its first answer, and the memory that a volume of 60 slices takes.
+"""
+
+import argparse
+import importlib.util
+import os
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from benchmarks.machine import gflop, matrix_product_rate, seconds
+from hub_dataset.loading import load_splits
+from hub_dataset.patients import Patient, group_by_patient, read_patient
+from hub_dataset.phantom import phantom_volume
+from modeling.inference import load_model, segment_volume
+from modeling.metrics import score_volume
+from modeling.postprocessing import postprocess_volume
+
+PARTS = ("patients", "slice", "growth", "options", "start")
+SIZE = 256  # pixels
+# What `segment_volume` is told where one shortcut is left out; batch norm and layout are the model's.
+WITHOUT = {
+    "screening": {"screening_stride": 1},
+    "cropping": {"crop_margin": None},
+    "either": {"crop_margin": None, "screening_stride": 1},
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--dataset", help="folder written by hub_dataset.build, or USER/NAME on the Hub")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--patients", type=int, default=11, help="the first ones of the split")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--repeats", type=int, default=5, help="of each forward pass; the fastest counts")
+    parser.add_argument("--first_answer", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if "patients" in args.parts and not args.dataset:
+        parser.error("the part `patients` needs --dataset; leave it out with --parts slice growth options start")
+    return args
+
+
+def straightforward(model: nn.Module, processor, slices: np.ndarray) -> np.ndarray:
+    """What one would write first: every slice through processor and model by itself."""
+    masks = []
+    with torch.no_grad():
+        for image in slices:
+            if image.min() == image.max():
+                masks.append(np.zeros(image.shape[:2], dtype=bool))
+                continue
+            outputs = model(**processor(images=image, return_tensors="pt"))
+            (mask,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.shape[:2]])
+            masks.append(mask.numpy() == 1)
+    return postprocess_volume(np.stack(masks))
+
+
+def compare_patients(args: argparse.Namespace, plain: nn.Module, model: nn.Module, processor) -> None:
+    split = load_splits(args.dataset)[args.split]
+    rows_of = group_by_patient(split)
+    ways = {
+        "straightforward": lambda slices: straightforward(plain, processor, slices),
+        "segment_volume": lambda slices: segment_volume(model, processor, slices).mask,
+    }
+    for name, options in WITHOUT.items():
+        ways[f"without {name}"] = lambda slices, options=options: (
+            segment_volume(model, processor, slices, **options).mask
+        )
+    durations, dice = ({name: [] for name in ways} for _ in range(2))
+    patients = sorted(rows_of)[: args.patients]
+    num_slices = 0
+    for patient_id in tqdm(patients, desc="patients", unit="patient"):
+        patient: Patient = read_patient(split, patient_id, rows_of[patient_id])
+        num_slices += len(patient.slices)
+        for name, way in ways.items():
+            start = time.perf_counter()
+            mask = way(patient.slices)
+            durations[name].append(time.perf_counter() - start)
+            dice[name].append(score_volume(mask, patient.truth, hausdorff=False).dice)
+    total = {name: sum(times) for name, times in durations.items()}
+    print(f"\n{len(patients)} patients of {args.split}, {num_slices} slices, post-processed, threshold 0.5")
+    print(f"{'':24}{'s/patient':>10}{'ms/slice':>10}{'times as fast':>15}{'mean Dice':>11}{'difference':>12}")
+    for name in ways:
+        mean = np.mean(dice[name])
+        difference = mean - np.mean(dice["straightforward"])
+        print(
+            f"{name:24}{total[name] / len(patients):10.2f}{1000 * total[name] / num_slices:10.0f}"
+            f"{total['straightforward'] / total[name]:15.2f}{mean:11.4f}{difference:+12.4f}"
+        )
+
+
+def fastest(work, repeats: int) -> float:
+    """Seconds of the fastest of several calls, after one to warm up."""
+    work()
+    return min(seconds(work) for _ in range(repeats))
+
+
+def compare_slices(args: argparse.Namespace, plain: nn.Module, model: nn.Module) -> None:
+    networks = {"straightforward": (plain, torch.contiguous_format), "load_model": (model, torch.channels_last)}
+    if importlib.util.find_spec("segmentation_models_pytorch"):
+        import segmentation_models_pytorch
+
+        network = segmentation_models_pytorch.Unet("resnet34", encoder_weights=None, classes=1).eval()
+        networks["smp U-Net, ResNet-34"] = (network, torch.contiguous_format)
+    if importlib.util.find_spec("monai"):
+        from monai.networks.nets import BasicUNet
+
+        networks["MONAI BasicUNet"] = (
+            BasicUNet(spatial_dims=2, in_channels=3, out_channels=1).eval(),
+            torch.contiguous_format,
+        )
+    rate = matrix_product_rate()
+    print(f"\nOne slice of {SIZE}x{SIZE}; matrix products run at {rate:.0f} GFLOP/s")
+    print(f"{'':24}{'ms':>8}{'GFLOP':>8}{'GFLOP/s':>9}{'share':>8}")
+    for name, (network, memory_format) in networks.items():
+        pixel_values = torch.randn(1, 3, SIZE, SIZE).contiguous(memory_format=memory_format)
+
+        def forward(network=network, pixel_values=pixel_values):
+            with torch.inference_mode():
+                return network(pixel_values)
+
+        duration, operations = fastest(forward, args.repeats), gflop(forward)
+        print(
+            f"{name:24}{1000 * duration:8.0f}{operations:8.1f}{operations / duration:9.0f}"
+            f"{100 * operations / duration / rate:7.0f}%"
+        )
+
+
+def phantom(num_slices: int, size: int = SIZE) -> np.ndarray:
+    """(S, size, size, 3) uint8."""
+    return phantom_volume(0, num_slices=num_slices, size=size).slices
+
+
+def show_growth(model: nn.Module, processor) -> None:
+    print(f"\nA phantom's slices of {SIZE}x{SIZE}, s: ", end="")
+    segment_volume(model, processor, phantom(4))
+    for num_slices in (10, 20, 40, 80):
+        slices = phantom(num_slices)
+        print(f"{num_slices}: {seconds(lambda slices=slices: segment_volume(model, processor, slices)):.2f}  ", end="")
+    print("\n10 slices of a phantom by size, s: ", end="")
+    for size in (128, 256, 384, 512):
+        slices = phantom(10, size)
+        duration = seconds(lambda slices=slices: segment_volume(model, processor, slices))
+        print(f"{size}: {duration:.2f}  ", end="", flush=True)
+    print()
+
+
+def show_options(model: nn.Module, processor) -> None:
+    slices, threads = phantom(24), torch.get_num_threads()
+    segment_volume(model, processor, slices[:4])
+    print("\n24 slices of a phantom, s, by batch size")
+    for count in sorted({1, threads}):
+        torch.set_num_threads(count)
+        times = {
+            batch_size: seconds(
+                lambda batch_size=batch_size: segment_volume(model, processor, slices, batch_size=batch_size)
+            )
+            for batch_size in (1, 2, 4, 8, 16)
+        }
+        print(f"{count} threads   " + "  ".join(f"{size}: {duration:.2f}" for size, duration in times.items()))
+    torch.set_num_threads(threads)
+
+
+def peak_mebibytes() -> float:
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def first_answer(args: argparse.Namespace) -> None:
+    """What the part `start` measures, in a process of its own."""
+    slices = phantom(60)
+    start = time.perf_counter()
+    model, processor = load_model(args.checkpoint)
+    segment_volume(model, processor, slices[30:31])
+    answered = time.perf_counter() - start
+    before = peak_mebibytes()
+    segment_volume(model, processor, slices)
+    print(f"{answered:.2f} {peak_mebibytes() - before:.0f}")
+
+
+def show_start(args: argparse.Namespace) -> None:
+    command = [sys.executable, "-m", "benchmarks.inference", "--checkpoint", args.checkpoint, "--parts", "start"]
+    start = time.perf_counter()
+    result = subprocess.run(
+        [*command, "--first_answer"], capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    )
+    whole = time.perf_counter() - start
+    if result.returncode:
+        sys.exit(result.stderr)
+    answered, memory = result.stdout.split()[-2:]
+    print(f"\nLoading the model to the first slice: {answered} s (the whole process, with imports: {whole:.1f} s)")
+    print(f"A volume of 60 slices takes {memory} MiB beyond the loaded model and one slice")
+
+
+def main() -> None:
+    args = parse_args()
+    if args.first_answer:
+        return first_answer(args)
+    model, processor = load_model(args.checkpoint)
+    plain = load_model(args.checkpoint, fold=False)[0].to(memory_format=torch.contiguous_format)
+    print(f"{args.checkpoint} ({model.config.model_type}), {torch.get_num_threads()} threads")
+    if "patients" in args.parts:
+        compare_patients(args, plain, model, processor)
+    if "slice" in args.parts:
+        compare_slices(args, plain, model)
+    if "growth" in args.parts:
+        show_growth(model, processor)
+    if "options" in args.parts:
+        show_options(model, processor)
+    if "start" in args.parts:
+        show_start(args)
+
+
+if __name__ == "__main__":
+    main()

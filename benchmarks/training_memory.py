@@ -1,0 +1,102 @@
+"""Peak memory of a training epoch, for few and for many patients: loading is lazy, so the two should agree.
+
+    python -m benchmarks.training_memory --dataset data/lgg [--patients 20 88] [--batch_size 16] [--image_size 256]
+
+Every measurement is a process of its own: the same sampler, dataset, worker processes and optimiser as in train.py run
+one epoch over that many patients of the splits for training and validation together. The model is trained on the
+`--steps` largest batches, which decide its memory; the others are loaded and thrown away. Prints the peak resident set
+of the training process and its workers, and the part of it that is not a mapping of the dataset's file.
+"""
+
+import argparse
+import subprocess
+import sys
+
+import numpy as np
+import psutil
+import torch
+from datasets import concatenate_datasets
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_splits, relative_head_sizes
+from modeling import BrainMRIImageProcessor, build_model
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--model", default="unet-5level")
+    parser.add_argument("--patients", type=int, nargs="+", default=[20, 88])
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--image_size", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=3, help="batches that are trained on")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def memory_of_processes() -> tuple[float, float]:
+    """Resident set of this process and its children in MiB: all of it, and without mapped files."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    infos = [process.memory_info() for process in processes]
+    return sum(info.rss for info in infos) / 2**20, sum(info.rss - info.shared for info in infos) / 2**20
+
+
+def measure(args: argparse.Namespace) -> None:
+    splits = load_splits(args.dataset)
+    slices = concatenate_datasets([splits["train"], splits["validation"]])
+    patients = np.asarray(slices["patient_id"])
+    chosen = sorted(set(patients))[: args.patients[0]]
+    slices = slices.select(np.flatnonzero(np.isin(patients, chosen)))
+    model = build_model(args.model).to(memory_format=torch.channels_last)
+    sampler = LesionBatchSampler(
+        np.asarray(slices["has_lesion"]),
+        relative_head_sizes(slices),
+        args.batch_size,
+        args.image_size,
+        model.config.size_divisor,
+    )
+    dataset = TrainingSlices(slices, BrainMRIImageProcessor(size_divisor=model.config.size_divisor))
+    optimizer = torch.optim.AdamW(model.parameters())
+    areas = [batch[0].height * batch[0].width for batch in sampler]
+    to_train = set(np.argsort(areas)[-args.steps :].tolist())
+    peak = peak_private = 0.0
+    for number, batch in enumerate(tqdm(DataLoader(dataset, batch_sampler=sampler, num_workers=2, prefetch_factor=4))):
+        if number in to_train:
+            pixel_values = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+            loss = model(pixel_values=pixel_values, labels=batch["labels"]).loss
+            resident, private = memory_of_processes()  # with all activations held
+            peak, peak_private = max(peak, resident), max(peak_private, private)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        resident, private = memory_of_processes()
+        peak, peak_private = max(peak, resident), max(peak_private, private)
+    print(f"{len(chosen)} {len(slices)} {len(areas)} {peak:.0f} {peak_private:.0f}")
+
+
+def main() -> None:
+    args = parse_args()
+    if args.measure:
+        return measure(args)
+    print(f"{args.model}, batches of {args.batch_size} at {args.image_size} pixels, MiB")
+    print(f"{'patients':>8} {'slices':>8} {'batches':>8} {'peak':>8} {'without mapped files':>21}")
+    for count in args.patients:
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.training_memory",
+            *sys.argv[1:],
+            "--measure",
+            "--patients",
+            str(count),
+        ]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            sys.exit(result.stderr)
+        patients, slices, batches, peak, private = result.stdout.split()[-5:]
+        print(f"{patients:>8} {slices:>8} {batches:>8} {peak:>8} {private:>21}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
