@@ -1,0 +1,99 @@
+"""Shared fixtures, and an environment that keeps every test off the network and out of the user's caches."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Libraries read these at import, so they are set before any of them is imported. Child processes inherit them.
+_HF_HOME = tempfile.mkdtemp(prefix="hf-home-")
+os.environ |= {
+    "HF_HOME": _HF_HOME,
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "MPLBACKEND": "Agg",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+for _name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_ASSETS_CACHE"):
+    os.environ.pop(_name, None)
+
+ROOT = Path(__file__).resolve().parent.parent
+PHANTOM_PATIENTS = 8  # four for training, two for validation, two for test
+PHANTOM_SLICES = 10
+PHANTOM_SIZE = 64
+
+
+def pytest_unconfigure():
+    shutil.rmtree(_HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def phantom_dir(tmp_path_factory) -> Path:
+    """A generated source in the kaggle_3m layout: 8 patients of 10 slices, 64 x 64. Not to be written to."""
+    from hub_dataset.phantom import write_phantom
+
+    folder = tmp_path_factory.mktemp("phantom") / "kaggle_3m"
+    write_phantom(folder, PHANTOM_PATIENTS, seed=0, num_slices=PHANTOM_SLICES, size=PHANTOM_SIZE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom_dataset_dir(phantom_dir, tmp_path_factory) -> Path:
+    """The dataset built from `phantom_dir`, with all three splits. Not to be written to."""
+    from hub_dataset.build import build_dataset
+
+    folder = tmp_path_factory.mktemp("phantom-dataset") / "dataset"
+    build_dataset(phantom_dir, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lgg_data() -> Path:
+    """The real dataset's kaggle_3m folder, as the environment variable LGG_DATA gives it."""
+    if not (folder := os.environ.get("LGG_DATA")):
+        pytest.skip("needs the LGG dataset: set LGG_DATA to its kaggle_3m folder")
+    if not Path(folder).is_dir():
+        pytest.fail(f"LGG_DATA={folder} is not a folder")
+    return Path(folder)
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A Hub on this machine, with nothing in it."""
+    from local_hub import LocalHub
+
+    with LocalHub(tmp_path / "hub") as running:
+        yield running
+        assert running.unhandled == []
+
+
+@pytest.fixture
+def run_client(hub, tmp_path):
+    """Run `python ...` as a client of `hub`, in the repository or, with `alone=True`, in an empty folder without it.
+
+    A cache is kept for each `home`. Returns the finished process; its output is text.
+    """
+    import subprocess
+    import sys
+
+    def run(*arguments, token="hf_alice", home="home", alone=False, **environment):
+        folder = ROOT
+        if alone:
+            folder = tmp_path / "alone"
+            folder.mkdir(exist_ok=True)
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": ""} | hub.environment(tmp_path / home, token) | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run

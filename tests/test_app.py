@@ -1,0 +1,358 @@
+"""The app's handlers as plain functions, without a server."""
+
+import contextlib
+import io
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import pytest
+from app_files import make_slice, save_png16, save_tiff16
+from PIL import Image
+
+import app
+from hub_dataset.phantom import phantom_volume
+from modeling.visualization import flair_to_grey
+from space import handlers, uploads
+from space.uploads import InputError, read_slice
+
+pytest_plugins = ["app_fixtures"]
+
+ROOT = Path(app.__file__).parent
+THRESHOLD = 0.5
+
+
+def png_bytes(pixels: np.ndarray, mode: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# Reading uploads
+
+
+@pytest.mark.parametrize("name", ["slice.png", "slice.tif", "SLICE.TIFF"])
+def test_lossless_colour_slices_come_back_pixel_for_pixel(upload, name):
+    pixels = make_slice()
+    np.testing.assert_array_equal(read_slice(upload(name, pixels)), pixels)
+
+
+def test_jpeg_is_read(upload):
+    pixels = make_slice()
+    read = read_slice(upload("slice.jpg", pixels))
+    assert read.shape == pixels.shape
+    assert np.abs(read.astype(int) - pixels).mean() < 8
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_grey_slices_keep_their_bit_depth(upload, suffix, dtype):
+    flair = make_slice()[..., 1].astype(dtype) * np.iinfo(dtype).max // 255
+    read = read_slice(upload(f"flair.{suffix}", flair))
+    np.testing.assert_array_equal(read, flair)
+
+
+def test_sixteen_bit_colour_keeps_the_low_bytes(upload_folder, tmp_path):
+    # 12 significant bits, as scanners give them: their high bytes alone would be 16 shades of grey.
+    pixels = make_slice().astype(np.uint16) * 16 + 5
+    for path in (
+        save_png16(upload_folder / "deep.png", pixels),
+        save_tiff16(upload_folder / "little.tif", pixels, "<"),
+        save_tiff16(upload_folder / "big.tif", pixels, ">"),
+        save_tiff16(upload_folder / "little_deflate.tif", pixels, "<", deflate=True),
+        save_tiff16(upload_folder / "big_deflate.tif", pixels, ">", deflate=True),
+    ):
+        np.testing.assert_array_equal(read_slice(path), pixels, err_msg=path.name)
+
+
+def test_an_opaque_alpha_channel_and_a_palette_do_no_harm(upload):
+    pixels = make_slice()
+    np.testing.assert_array_equal(read_slice(upload("rgba.png", png_bytes(pixels, "RGBA"))), pixels)
+    shades = pixels // 64 * 64
+    read = read_slice(upload("palette.png", png_bytes(shades, "P")))
+    assert read.shape == pixels.shape
+
+
+def nan_slice() -> np.ndarray:
+    pixels = make_slice()[..., 1].astype(np.float32)
+    pixels[3, 4] = np.nan
+    return pixels
+
+
+def two_pages() -> bytes:
+    buffer = io.BytesIO()
+    page = Image.fromarray(make_slice())
+    page.save(buffer, "TIFF", save_all=True, append_images=[page])
+    return buffer.getvalue()
+
+
+def transparent() -> bytes:
+    image = Image.fromarray(make_slice()).convert("RGBA")
+    image.putalpha(100)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def cmyk() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(make_slice()).convert("CMYK").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+UNUSABLE = {
+    "text": ("renamed.png", b"Patient report\n" * 40, "not an image"),
+    "empty": ("empty.png", b"", "is empty"),
+    "dicom": ("slice.png", b"\0" * 128 + b"DICM" + b"\0" * 200, "DICOM"),
+    "nifti": ("brain.nii.tif", b"\0" * 344 + b"n+1\0" + b"\0" * 100, "NIfTI"),
+    "gzip": ("brain.nii.gz", b"\x1f\x8b\x08" + b"\0" * 100, "gzip"),
+    "gif": ("slice.gif", b"GIF89a\x20\0\x20\0\0\0\0;", "a GIF image"),
+    "png header": ("header.png", png_bytes(make_slice())[:20], "damaged PNG|damaged or incomplete"),
+    "tiff without a size": ("size.tif", b"II*\0\x08\0\0\0\0\0" + b"\0" * 16, "damaged"),
+    "truncated png": ("half.png", png_bytes(make_slice())[:4000], "damaged or incomplete"),
+    "small": ("small.png", make_slice(31, 64), "31x64 pixels, too small"),
+    "constant": ("constant.png", np.full((64, 64), 80, np.uint8), "constant"),
+    "nan": ("nan.tif", nan_slice(), "NaN"),
+    "pages": ("pages.tif", two_pages(), "2 pages"),
+    "transparent": ("alpha.png", transparent(), "transparency"),
+    "cmyk": ("cmyk.jpg", cmyk(), "4 channels of the colour space CMYK"),
+    "black and white": ("bilevel.png", png_bytes(make_slice()[..., 1], "1"), "black and white"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_unusable_files_are_refused_in_a_sentence(upload, case):
+    name, content, what_came = UNUSABLE[case]
+    path = upload(name, content)
+    with pytest.raises(InputError, match=what_came) as refusal:
+        read_slice(path)
+    assert str(path.parent) not in str(refusal.value), "the server's folders are nobody's business"
+    assert "array (H, W" not in str(refusal.value), "people upload files, not arrays"
+
+
+def test_too_large_an_image_is_refused_before_it_is_decoded(upload, monkeypatch):
+    just_above = upload("large.png", np.zeros((uploads.MAX_SIDE, uploads.MAX_SIDE + 1), np.uint8))
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(InputError, match="1025×1024 pixels, which is too large"):
+        read_slice(just_above)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [10_000, 14_000])  # below and above the limit that Pillow has by itself
+def test_a_hundred_megapixel_image_is_refused(upload_folder, side):
+    path = upload_folder / "huge.png"
+    Image.new("L", (side, side)).save(path)
+    with pytest.raises(InputError, match="too large"):
+        read_slice(path)
+
+
+def test_only_uploads_are_read(upload, upload_folder, tmp_path):
+    outside = tmp_path / "slice.png"
+    Image.fromarray(make_slice()).save(outside)
+    link = upload_folder / "link.png"
+    link.symlink_to(outside)
+    for path in (outside, upload_folder / ".." / outside.relative_to(upload_folder.parent), link, "/etc/hostname"):
+        with pytest.raises(InputError, match="does not lead to an uploaded file"):
+            read_slice(path)
+    link.unlink()
+
+
+def test_an_upload_that_was_deleted_is_said_to_be_gone(upload):
+    path = upload("slice.png", make_slice())
+    path.unlink()
+    with pytest.raises(InputError, match="no longer on the server"):
+        read_slice(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_no_damaged_file_gets_past_the_reader(upload, suffix):
+    intact = upload(f"slice.{suffix}", make_slice(40, 36)).read_bytes()
+    generator = np.random.default_rng(0)
+    path = upload(f"damaged.{suffix}", intact)
+    for _ in range(150):
+        damaged = bytearray(intact)
+        for position in generator.integers(0, len(damaged), 6):
+            damaged[position] = generator.integers(256)
+        path.write_bytes(bytes(damaged[: generator.integers(1, len(damaged) + 1)]))
+        with contextlib.suppress(InputError):  # now and then the damage is in pixels only, and the slice is read
+            read_slice(path)
+
+
+# Handlers
+
+
+def test_preview_shows_flair_in_grey(upload):
+    pixels = make_slice()
+    shown = np.asarray(handlers.preview(upload("slice.png", pixels)))
+    scale = handlers.DISPLAY_SIDE // max(pixels.shape)
+    assert shown.shape == (scale * pixels.shape[0], scale * pixels.shape[1], 3)
+    assert (shown == shown[..., :1]).all(), "grey"
+    sampled = shown[scale // 2 :: scale, scale // 2 :: scale, 0].astype(int)
+    assert np.abs(sampled - flair_to_grey(pixels)).mean() < 3
+
+
+@pytest.mark.parametrize("size", [(90, 70), (33, 47), (64, 64)])
+def test_the_mask_file_is_the_models_mask_bit_for_bit(upload, models, expected_mask, upload_folder, size):
+    pixels = make_slice(*size)
+    result = handlers.segment(upload("slice.png", pixels), "tiny-a", THRESHOLD, models)
+    mask = np.asarray(Image.open(result.mask_path))
+    expected = expected_mask(pixels)
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, expected * np.uint8(255))
+    assert Path(result.mask_path).is_relative_to(upload_folder)
+    assert Path(result.mask_path).name == "slice_mask.png"
+    assert result.measurements["lesion_pixels"] == expected.sum()
+    assert result.measurements["lesion_percent"] == pytest.approx(100 * expected.mean())
+    assert (result.measurements["height"], result.measurements["width"]) == size
+
+
+def test_model_and_threshold_are_obeyed(upload, models, expected_mask):
+    path, pixels = upload("slice.png", make_slice()), make_slice()
+    for model, threshold in (("tiny-a", 0.45), ("tiny-b", 0.5)):
+        mask = np.asarray(Image.open(handlers.segment(path, model, threshold, models).mask_path)) > 0
+        np.testing.assert_array_equal(mask, expected_mask(pixels, model, threshold))
+
+
+def test_eight_and_sixteen_bit_give_the_same_mask(upload, upload_folder, models):
+    pixels = make_slice()
+    flair = pixels[..., 1]
+    colour = [
+        upload("rgb8.png", pixels),
+        save_png16(upload_folder / "rgb16.png", pixels.astype(np.uint16) * 257),
+        save_tiff16(upload_folder / "rgb12.tif", pixels.astype(np.uint16) * 16),
+    ]
+    grey = [
+        upload("grey8.png", flair),
+        upload("grey16.png", flair.astype(np.uint16) * 257),
+        upload("grey12.tif", flair.astype(np.uint16) * 16),
+    ]
+    for paths in (colour, grey):
+        results = [handlers.segment(path, "tiny-a", THRESHOLD, models) for path in paths]
+        masks = [np.asarray(Image.open(result.mask_path)) for result in results]
+        assert masks[0].any()
+        for mask in masks[1:]:
+            np.testing.assert_array_equal(mask, masks[0])
+
+
+def test_the_outline_is_drawn_in_colour_and_probabilities_beside_it(upload, models):
+    result = handlers.segment(upload("slice.png", make_slice()), "tiny-a", THRESHOLD, models)
+    outline = np.asarray(result.outline)
+    assert (outline != outline[..., :1]).any()
+    assert result.probability_map.size == result.outline.size
+
+
+def test_unknown_models_and_thresholds_out_of_range_are_refused(upload, models):
+    path = upload("slice.png", make_slice())
+    for model in ("../tiny-a", "someone/else", None, ["tiny-a"]):
+        with pytest.raises(InputError, match="Choose one of: tiny-a, tiny-b"):
+            handlers.segment(path, model, THRESHOLD, models)
+    for threshold in (0, 1, -0.1, 7, float("nan"), None, "0.5", True):
+        with pytest.raises(InputError, match="between 0 and 1"):
+            handlers.segment(path, "tiny-a", threshold, models)
+
+
+def test_without_a_slice_the_message_says_what_to_do(models):
+    with pytest.raises(InputError, match="Upload one or pick an example"):
+        handlers.segment(None, "tiny-a", THRESHOLD, models)
+
+
+def test_nothing_found_is_said_in_words():
+    empty = {"model": "m", "threshold": 0.5, "width": 64, "height": 64}
+    text = handlers.describe_result(empty | {"lesion_pixels": 0, "lesion_percent": 0.0, "highest_probability": 0.1})
+    assert "no pixel reaches the threshold" in text
+    found = handlers.describe_result(
+        empty | {"model": "<i>", "lesion_pixels": 1234, "lesion_percent": 30.127, "highest_probability": 0.9}
+    )
+    assert "1,234 px" in found
+    assert "30.13 %" in found
+    assert "<i>" not in found
+
+
+def test_expected_faults_reach_people_and_unexpected_ones_only_the_log(caplog):
+    @handlers.shown_to_people
+    def refuse():
+        raise InputError("A sentence with <b>markup</b>.")
+
+    @handlers.shown_to_people
+    def crash():
+        raise RuntimeError("secret path")
+
+    with pytest.raises(gr.Error) as refusal:
+        refuse()
+    assert refusal.value.message == "A sentence with &lt;b&gt;markup&lt;/b&gt;."
+    with caplog.at_level(logging.ERROR), pytest.raises(gr.Error) as fault:
+        crash()
+    error_id = re.search(r"error ([0-9a-f]{8})", fault.value.message).group(1)
+    assert error_id in caplog.text
+    assert "secret path" in caplog.text
+    assert "secret" not in fault.value.message
+
+
+# Models on offer
+
+
+def checkpoint(folder: Path, size: int = 4096) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"\0" * size)
+    return folder
+
+
+def test_models_come_from_checkpoints_and_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setattr(handlers, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.delenv("MODEL_IDS", raising=False)
+    assert handlers.find_models() == {}
+    for name in ("unet-4level", "unet-5level"):
+        checkpoint(tmp_path / "checkpoints" / name)
+    checkpoint(tmp_path / "checkpoints" / "pointer", size=130)
+    assert list(handlers.find_models()) == ["unet-4level", "unet-5level"]
+    assert handlers.default_model(handlers.find_models()) == "unet-5level"
+
+    checkpoint(tmp_path / "mine")
+    monkeypatch.setenv("MODEL_IDS", f" {tmp_path / 'mine'}, someone/their-unet,")
+    assert list(handlers.find_models()) == ["unet-4level", "unet-5level", "mine", "someone/their-unet"]
+    checkpoint(tmp_path / "checkpoints" / "transunet-small")
+    assert handlers.default_model(handlers.find_models()) == "transunet-small"
+
+    checkpoint(tmp_path / "elsewhere" / "unet-5level")
+    monkeypatch.setenv("MODEL_IDS", str(tmp_path / "elsewhere" / "unet-5level"))
+    with pytest.raises(ValueError, match="Two models are called 'unet-5level'"):
+        handlers.find_models()
+
+
+def test_without_any_model_the_app_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(handlers, "CHECKPOINTS", tmp_path)
+    monkeypatch.delenv("MODEL_IDS", raising=False)
+    with pytest.raises(SystemExit) as end:
+        app.main()
+    assert end.value.code not in (None, 0)
+    assert "MODEL_IDS=" in str(end.value.code)
+
+
+def test_importing_the_app_brings_in_neither_model_libraries_nor_other_rooms():
+    heavy_or_foreign = {"torch", "transformers", "hub_dataset", "evaluate", "train"}
+    code = f"import sys, app; assert not {heavy_or_foreign} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_shipped_weights_outline_the_lesion_of_a_phantom(upload):
+    checkpoint = ROOT / "checkpoints" / "unet-5level"
+    if not (checkpoint / "model.safetensors").is_file():
+        pytest.skip("checkpoints/unet-5level is not there")
+    slices, lesion = phantom_volume(1, num_slices=24)
+    index = lesion.sum(axis=(1, 2)).argmax()
+    result = handlers.segment(upload("slice.png", slices[index]), "unet-5level", 0.5, {"unet-5level": str(checkpoint)})
+    mask = np.asarray(Image.open(result.mask_path)) > 0
+    assert 2 * (mask & lesion[index]).sum() / (mask.sum() + lesion[index].sum()) > 0.6
+
+
+@pytest.mark.parametrize("name", app.EXAMPLE_NAMES.values())
+def test_examples_are_usable_slices(name):
+    pixels = read_slice(uploads.EXAMPLES / name)
+    assert pixels.shape[:2] == (256, 256)
+    assert pixels.dtype == (np.uint16 if "16bit" in name else np.uint8)
+    assert pixels.ndim == (2 if "flair_only" in name else 3)

@@ -1,0 +1,226 @@
+"""The app on a real server, without a browser: its endpoints, what it refuses, and how it is served."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from app_files import free_port, make_slice
+from gradio.route_utils import delete_files_created_by_app
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+import app
+from space.results import sweep
+
+pytest_plugins = ["app_fixtures"]
+
+ROOT = Path(app.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    client = Client(server[0], verbose=False, download_files=False)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def slice_path(tmp_path):
+    path = tmp_path / "slice.png"
+    Image.fromarray(make_slice()).save(path)
+    return path
+
+
+def fetch(address: str, file: dict | str) -> np.ndarray:
+    path = file["path"] if isinstance(file, dict) else file
+    return np.asarray(Image.open(io.BytesIO(httpx.get(f"{address}/gradio_api/file={path}").content)))
+
+
+def call_raw(address: str, data: list) -> str:
+    """What the queue answers to a payload that no well-behaved client sends."""
+    base = f"{address}/gradio_api/call/segment_slice"
+    response = httpx.post(base, json={"data": data})
+    assert response.status_code == 200
+    return httpx.get(f"{base}/{response.json()['event_id']}", timeout=60).text
+
+
+def test_two_endpoints_are_public_with_named_parameters(client):
+    api = client.view_api(return_format="dict")
+    assert not api["unnamed_endpoints"]
+    assert set(api["named_endpoints"]) == {"/segment_slice", "/list_models"}
+    segment = api["named_endpoints"]["/segment_slice"]
+    parameters = {item["parameter_name"]: item["parameter_default"] for item in segment["parameters"]}
+    assert parameters == {"image": None, "model": "tiny-a", "threshold": 0.5}
+    assert [item["label"] for item in segment["returns"]] == ["mask", "outline", "probability map", "measurements"]
+
+
+def test_list_models(client):
+    assert client.predict(api_name="/list_models") == {"models": ["tiny-a", "tiny-b"], "default": "tiny-a"}
+
+
+def test_a_slice_is_segmented_over_the_wire(client, server, slice_path, expected_mask):
+    mask, outline, probability_map, measurements = client.predict(
+        image=handle_file(slice_path), model="tiny-b", threshold=0.45, api_name="/segment_slice"
+    )
+    expected = expected_mask(make_slice(), "tiny-b", 0.45)
+    np.testing.assert_array_equal(fetch(server[0], mask), expected * np.uint8(255))
+    assert fetch(server[0], outline).shape == fetch(server[0], probability_map).shape
+    assert measurements["lesion_pixels"] == expected.sum()
+    assert (measurements["model"], measurements["threshold"]) == ("tiny-b", 0.45)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "unknown"}, "Choose one of: tiny-a, tiny-b"),
+        ({"threshold": 1.5}, "between 0 and 1"),
+        ({"threshold": None}, "between 0 and 1"),
+        ({"image": None}, "There is no slice yet"),
+    ],
+)
+def test_bad_arguments_come_back_as_sentences(client, slice_path, arguments, message):
+    with pytest.raises(AppError, match=message):
+        client.predict(**{"image": handle_file(slice_path)} | arguments, api_name="/segment_slice")
+
+
+def test_a_file_that_is_no_image_comes_back_as_a_sentence(client, tmp_path):
+    path = tmp_path / "report.png"
+    path.write_text("not an image")
+    with pytest.raises(AppError, match="not an image, whatever its name says"):
+        client.predict(image=handle_file(path), api_name="/segment_slice")
+
+
+def test_paths_that_were_not_uploaded_are_refused(server, slice_path, upload_folder):
+    address, _ = server
+    meta = {"meta": {"_type": "gradio.FileData"}}
+    outside = str(slice_path)
+    for file in (
+        outside,
+        {"path": outside},
+        {"path": outside} | meta,
+        {"path": outside, "orig_name": "slice.svg"},
+        {"path": outside, "orig_name": "slice.svg"} | meta,
+        {"path": f"{upload_folder}/../{slice_path.parent.name}/slice.png"} | meta,
+        {"path": f"file://{outside}"} | meta,
+        {"path": "/etc/passwd"} | meta,
+        {"path": "app.py"} | meta,
+    ):
+        answer = call_raw(address, [file, "tiny-a", 0.5])
+        assert answer.startswith("event: error"), file
+        assert "root:" not in answer
+        assert "event: complete" not in answer
+
+
+def test_urls_are_not_fetched(server):
+    reached = []
+    listening = True
+
+    def watch(event, arguments):
+        if listening and event in ("socket.connect", "socket.getaddrinfo"):
+            reached.append(str(arguments))
+
+    sys.addaudithook(watch)
+    answer = call_raw(
+        server[0], [{"path": "http://example.invalid/slice.png", "meta": {"_type": "gradio.FileData"}}, "tiny-a", 0.5]
+    )
+    listening = False
+    assert "A URL came instead of a file" in answer
+    assert reached, "the test's own connection shows that the hook works"
+    assert not [where for where in reached if "example" in where]
+
+
+def test_an_upload_above_the_limit_is_refused(server):
+    content = bytes(101 * 1024**2)
+    response = httpx.post(f"{server[0]}/gradio_api/upload", files={"files": ("big.png", content)}, timeout=60)
+    assert response.status_code == 413
+
+
+def test_the_queue_cannot_be_bypassed_and_the_server_shows_nothing_else(server):
+    address, _ = server
+    direct = httpx.post(f"{address}/gradio_api/api/segment_slice/", json={"data": [None, "tiny-a", 0.5]})
+    assert direct.status_code == 404
+    for route in ("/gradio_api/file=app.py", f"/gradio_api/file={ROOT / 'app.py'}", "/monitoring", "/gradio_api/runs"):
+        assert httpx.get(address + route).status_code in (403, 404), route
+
+
+def test_settings_that_keep_images_private(server):
+    _, demo = server
+    config = demo.get_config_file()
+    assert demo.delete_cache == (600, 1800)
+    assert not demo.analytics_enabled
+    assert not demo.show_error
+    assert not demo.run_history
+    assert not demo.enable_monitoring
+    assert not demo.share
+    assert not demo.ssr_mode
+    assert demo.state_session_capacity < 10_000
+    assert demo._queue.max_size == 32
+    on_model = [function for function in demo.fns.values() if function.concurrency_id == "model"]
+    assert len(on_model) == 3
+    assert {function.concurrency_limit for function in on_model} == {1}
+    images = [component for component in config["components"] if component["type"] == "image"]
+    assert images
+    assert not any("share" in (image["props"].get("buttons") or []) for image in images)
+
+
+def test_what_is_uploaded_and_made_can_be_deleted_on_schedule(client, server, tmp_path, upload_folder):
+    def files():
+        return {path for path in upload_folder.rglob("*") if path.is_file() and path.stat().st_size}
+
+    before = files()
+    path = tmp_path / "patient.png"
+    Image.fromarray(make_slice(seed=7)).save(path)
+    client.predict(image=handle_file(path), api_name="/segment_slice")
+    new = files() - before
+    assert {"patient.png", "patient_mask.png"} <= {path.name for path in new}
+    delete_files_created_by_app(server[1], age=None)  # what `delete_cache` calls, there with an age
+    sweep(upload_folder / "results", lifetime=0)  # what the sweeper calls
+    assert not files() & new
+
+
+def test_the_command_serves_on_this_machine_only(models, upload_folder):
+    port = free_port()
+    environment = os.environ | {"MODEL_IDS": models["tiny-a"], "GRADIO_SERVER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    environment.pop("SPACE_ID", None)
+    process = subprocess.Popen(
+        [sys.executable, "-u", "app.py"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    stuck = threading.Timer(300, process.kill)
+    stuck.start()
+    try:
+        line = next((line for line in process.stdout if b"Running on" in line), b"")
+        assert f"http://127.0.0.1:{port}" in line.decode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/gradio_api/info", timeout=30) as response:
+            assert "/segment_slice" in json.load(response)["named_endpoints"]
+        with pytest.raises(OSError, match=r"refused|unreachable|assign"):
+            urllib.request.urlopen(f"http://127.0.0.2:{port}/", timeout=5)
+    finally:
+        stuck.cancel()
+        process.terminate()  # SIGINT may be ignored where the tests run in the background
+        process.communicate(timeout=30)
+
+
+class RecordedLaunch:
+    def launch(self, **options):
+        return options
+
+
+def test_the_server_is_open_to_others_on_a_space_only(monkeypatch):
+    for name in ("SPACE_ID", "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    options = app.launch(RecordedLaunch())
+    assert (options["server_name"], options["server_port"]) == ("127.0.0.1", 7860)
+    monkeypatch.setenv("SPACE_ID", "someone/space")
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "8123")
+    options = app.launch(RecordedLaunch())
+    assert (options["server_name"], options["server_port"]) == ("0.0.0.0", 8123)
+    assert options["share"] is False

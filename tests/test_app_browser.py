@@ -1,0 +1,190 @@
+"""The page in a real Chromium: what a visitor does, sees and takes away."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from app_files import make_slice, save_png16
+from PIL import Image
+
+from modeling.visualization import PREDICTION_COLOR
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+CHROMIUM = Path("/usr/bin/chromium")
+if not CHROMIUM.exists():
+    pytest.skip(f"there is no {CHROMIUM}", allow_module_level=True)
+
+pytest_plugins = ["app_fixtures"]
+
+FILE_INPUT = "#slice input[type=file]"
+SLOW = 60_000  # ms to wait at most, on machines that do other work, too
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser, server):
+    """Open the page; at the end nothing may have been asked of another machine, and no script may have failed."""
+    address, _ = server
+    contexts, elsewhere, failures = [], [], []
+
+    def answer(route):
+        if route.request.url.startswith((address, "data:", "blob:")):
+            route.continue_()
+        else:
+            elsewhere.append(route.request.url)
+            route.abort()
+
+    def visit(theme="light", width=1280, height=900):
+        context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
+        context.set_default_timeout(SLOW)
+        context.route("**/*", answer)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: failures.append(str(error)))
+        page.goto(f"{address}/?__theme={theme}")
+        page.locator("#run").wait_for()
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not elsewhere
+    assert not failures
+
+
+@pytest.fixture
+def slice_file(tmp_path):
+    def save(name="slice.png", pixels=None):
+        path = tmp_path / name
+        Image.fromarray(make_slice() if pixels is None else pixels).save(path)
+        return path
+
+    return save
+
+
+def shown(page, place: str) -> np.ndarray:
+    """The pixels of the picture in `place`, once it is there: (H, W, 3)."""
+    image = page.locator(f"{place} img")
+    image.wait_for()
+    response = page.request.get(image.get_attribute("src"))
+    return np.asarray(Image.open(io.BytesIO(response.body())).convert("RGB"))
+
+
+def is_grey(pixels: np.ndarray) -> bool:
+    return bool((pixels == pixels[..., :1]).all())
+
+
+def test_from_upload_to_downloaded_mask(open_page, slice_file, expected_mask, tmp_path):
+    page = open_page()
+    download = page.locator("#mask")
+    assert download.is_disabled()
+
+    page.set_input_files(FILE_INPUT, slice_file())
+    page.get_by_alt_text("FLAIR slice, not outlined yet").wait_for()
+    assert is_grey(shown(page, "#view"))
+    assert page.locator("#probability img").count() == 0
+
+    page.click("#run")
+    page.get_by_text("Lesion area").wait_for()
+    expected = expected_mask(make_slice())
+    assert f"{expected.sum():,} px" in page.inner_text("#measurements")
+    assert f"{100 * expected.mean():.2f} %" in page.inner_text("#measurements")
+    page.get_by_alt_text(f"FLAIR slice with the outline of the lesion, {expected.sum():,} pixels").wait_for()
+    assert (shown(page, "#view") == PREDICTION_COLOR).all(axis=-1).any()
+    assert not is_grey(shown(page, "#probability"))
+
+    with page.expect_download() as started:
+        download.click()
+    assert started.value.suggested_filename == "slice_mask.png"
+    started.value.save_as(tmp_path / "mask.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mask.png")), expected * np.uint8(255))
+
+
+def test_every_format_is_shown_at_once(open_page, slice_file, tmp_path):
+    flair = make_slice()[..., 1]
+    page = open_page()
+    for path in (
+        slice_file("slice.jpg"),
+        slice_file("slice.tif"),
+        slice_file("grey16.png", flair.astype(np.uint16) * 257),
+        slice_file("grey12.tif", flair.astype(np.uint16) * 16),
+        save_png16(tmp_path / "rgb16.png", make_slice().astype(np.uint16) * 257),
+    ):
+        page.set_input_files(FILE_INPUT, path)
+        page.get_by_alt_text("FLAIR slice, not outlined yet").wait_for()
+        pixels = shown(page, "#view")
+        assert is_grey(pixels), path.name
+        assert pixels.std() > 20, f"{path.name} is shown with contrast"
+        page.locator("#slice").get_by_label("Clear").click()
+        page.locator("#view img").wait_for(state="detached")
+
+
+def test_moving_the_threshold_redraws_the_outline(open_page, slice_file, expected_mask):
+    page = open_page()
+    page.set_input_files(FILE_INPUT, slice_file())
+    page.get_by_alt_text("FLAIR slice, not outlined yet").wait_for()
+    page.click("#run")
+    page.get_by_text("at threshold 0.50").wait_for()
+    page.locator("#threshold input[type=range]").press("ArrowLeft")
+    page.get_by_text("at threshold 0.45").wait_for()
+    area = expected_mask(make_slice(), threshold=0.45).sum()
+    assert f"{area:,} px" in page.inner_text("#measurements")
+
+
+def test_a_file_that_is_no_image_is_refused_in_words_and_takes_old_results_away(open_page, slice_file, tmp_path):
+    page = open_page()
+    page.set_input_files(FILE_INPUT, slice_file())
+    page.get_by_alt_text("FLAIR slice, not outlined yet").wait_for()
+    page.click("#run")
+    page.get_by_text("Lesion area").wait_for()
+    page.locator("#slice").get_by_label("Clear").click()
+    page.locator("#view img").wait_for(state="detached")
+
+    report = tmp_path / "report.png"
+    report.write_text("not an image")
+    page.set_input_files(FILE_INPUT, report)
+    page.get_by_text("not an image, whatever its name says").wait_for()
+    assert page.locator("#view img").count() == 0
+    assert page.locator("#probability img").count() == 0
+    assert "Lesion area" not in page.inner_text("#measurements")
+    assert page.locator("#mask").is_disabled()
+
+
+def test_running_without_a_slice_says_what_to_do(open_page):
+    page = open_page()
+    page.click("#run")
+    page.get_by_text("Upload one or pick an example first").wait_for()
+
+
+def test_an_example_is_one_click_away(open_page):
+    page = open_page()
+    page.locator("#examples button").first.click()
+    page.get_by_alt_text("FLAIR slice, not outlined yet").wait_for()
+    assert shown(page, "#view").std() > 20
+    page.click("#run")
+    page.get_by_text("Highest probability").wait_for()
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 390), ("dark", 390), ("dark", 1280)])
+def test_the_page_fits_and_the_warning_is_in_sight_above_the_button(open_page, theme, width):
+    page = open_page(theme, width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    notice = page.get_by_text("Research only, anonymised images only.")
+    assert notice.is_visible()
+    above, button = notice.bounding_box(), page.locator("#run").bounding_box()
+    assert above["y"] + above["height"] <= button["y"] < above["y"] + 400
+    ink, size = (
+        page.evaluate(f"getComputedStyle(document.querySelector('.notice')).{name}") for name in ("color", "fontSize")
+    )
+    assert float(size.removesuffix("px")) >= 12
+    brightness = np.mean([float(value) for value in ink[ink.index("(") + 1 : -1].split(",")[:3]])
+    assert brightness > 200 if theme == "dark" else brightness < 80

@@ -1,0 +1,133 @@
+"""The handlers that compare two outlines, as plain functions."""
+
+import gzip
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+from volume_samples import SPACING, as_nifti, head, save_nifti, save_slices
+
+from modeling import metrics
+from modeling.inference import load_model, segment_volume
+from modeling.visualization import PREDICTION_COLOR, REFERENCE_COLOR
+from space.comparison import compare_models, compare_with_mask
+from space.uploads import InputError
+
+pytest_plugins = ["app_fixtures"]
+
+
+@pytest.fixture
+def folder(upload_folder, tmp_path):
+    path = upload_folder / tmp_path.name
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def nifti(folder):
+    return str(save_nifti(folder / "flair.nii.gz", head().slices[..., 1]))
+
+
+@pytest.fixture(scope="module")
+def threshold(models):
+    """One that the random weights of both models reach at a part of the voxels."""
+    flair = head().slices[..., 1]
+    volumes = [segment_volume(*load_model(source), flair).probabilities for source in models.values()]
+    return float(min(np.quantile(volume, 0.9) for volume in volumes))
+
+
+def test_two_models_are_compared_as_the_metrics_do(nifti, models, threshold):
+    result = compare_models(nifti, "tiny-a", "tiny-b", threshold, models)
+    flair = head().slices[..., 1]
+    a, b = (segment_volume(*load_model(models[name]), flair, threshold=threshold).mask for name in ("tiny-a", "tiny-b"))
+    assert a.any()
+    assert b.any()
+    assert (a != b).any()
+    np.testing.assert_array_equal(result.mask_a, a)
+    np.testing.assert_array_equal(result.mask_b, b)
+    counts = metrics.confusion_counts(a, b)
+    assert result.dice == pytest.approx(metrics.dice(counts), abs=1e-6)
+    assert result.iou == pytest.approx(metrics.iou(counts), abs=1e-6)
+    assert result.hd95_pixels == pytest.approx(metrics.hausdorff95(a, b), abs=1e-6)
+    assert result.hd95_mm == pytest.approx(metrics.hausdorff95(a, b, SPACING), abs=1e-5)
+    measured = json.loads(json.dumps(result.measurements))
+    assert (measured["a"]["model"], measured["b"]["model"]) == ("tiny-a", "tiny-b")
+    assert measured["voxels_in_both"] + measured["voxels_in_a_only"] == a.sum()
+    assert measured["reason"] is None
+
+
+def test_a_model_and_the_same_mask_agree(nifti, folder, models, threshold):
+    flair = head().slices[..., 1]
+    mask = segment_volume(*load_model(models["tiny-a"]), flair, threshold=threshold).mask
+    path = save_nifti(folder / "expert.nii.gz", mask, orientation=((1, -1), (2, 1), (0, 1)))
+    result = compare_with_mask([nifti], "tiny-a", [str(path)], threshold, models)
+    assert (result.dice, result.iou, result.hd95_pixels, result.hd95_mm) == (1, 1, 0, 0)
+    assert result.measurements["b"]["mask"] == "expert.nii.gz"
+
+
+def test_a_slice_is_compared_in_two_dimensions(folder, models):
+    pixels, mask = head().slices[6], np.zeros((64, 48), dtype=bool)
+    mask[20:40, 10:30] = True
+    Image.fromarray(pixels).save(folder / "slice.png")
+    Image.fromarray(mask).save(folder / "slice_mask.png")  # black and white, one bit
+    probabilities = segment_volume(*load_model(models["tiny-a"]), pixels[None], postprocess=False).probabilities[0]
+    threshold = float(np.quantile(probabilities, 0.8))
+    result = compare_with_mask(str(folder / "slice.png"), "tiny-a", str(folder / "slice_mask.png"), threshold, models)
+    assert result.hd95_pixels == pytest.approx(metrics.hausdorff95(probabilities >= threshold, mask), abs=1e-6)
+    assert result.hd95_mm is None
+    assert "image files do not give it" in result.measurements["reason"]
+
+
+def test_empty_outlines_have_no_scores_but_a_reason(nifti, folder, models, threshold):
+    both = compare_models(nifti, "tiny-a", "tiny-b", 0.9999, models)
+    assert both.dice is both.iou is both.hd95_pixels is both.hd95_mm is None
+    assert "Both outlines are empty" in both.measurements["reason"]
+    empty = save_nifti(folder / "mask.nii", np.zeros(head().mask.shape, dtype=bool))
+    one = compare_with_mask(nifti, "tiny-a", str(empty), threshold, models)
+    assert (one.dice, one.hd95_mm) == (0, None)
+    assert "One of the outlines is empty" in one.measurements["reason"]
+
+
+def test_the_archive_holds_both_masks_and_the_outlines(nifti, models, threshold, upload_folder):
+    result = compare_models(nifti, "tiny-a", "tiny-b", threshold, models)
+    assert Path(result.zip_path).is_relative_to(upload_folder)
+    with zipfile.ZipFile(result.zip_path) as archive:
+        for name, mask in (("flair_a_tiny-a", result.mask_a), ("flair_b_tiny-b", result.mask_b)):
+            stored = nib.Nifti1Image.from_bytes(gzip.decompress(archive.read(f"{name}_mask.nii.gz")))
+            np.testing.assert_array_equal(np.asarray(stored.dataobj), np.asarray(as_nifti(mask).dataobj))
+        assert json.loads(archive.read("measurements.json")) == result.measurements
+        largest = int(result.mask_a.sum(axis=(1, 2)).argmax())
+        overlay = Image.open(io.BytesIO(archive.read(f"overlay/slice_{largest + 1:03d}.png")))
+        colours = {colour for _, colour in overlay.getcolors(2**20)}
+        assert {PREDICTION_COLOR, REFERENCE_COLOR} <= colours
+
+
+def test_the_dataset_with_its_own_masks(folder, models, threshold):
+    slices, mask = head()
+    images = [str(path) for path in save_slices(folder, slices)]
+    masks = save_slices(folder, mask.astype(np.uint8) * 255, "TCGA_CS_4941_19960909_{}_mask.tif")
+    result = compare_with_mask(images, "tiny-a", [str(path) for path in masks], threshold, models)
+    np.testing.assert_array_equal(result.mask_b, mask)
+
+
+def test_what_cannot_be_compared_is_refused(nifti, folder, models):
+    other = str(save_nifti(folder / "short.nii", head().mask[:-2]))
+    for mask, why in (
+        (None, "no mask to compare with"),
+        ([], "no mask"),
+        ([nifti], "an image rather"),
+        ([other], "10×64"),
+    ):
+        with pytest.raises(InputError, match=why):
+            compare_with_mask(nifti, "tiny-a", mask, 0.5, models)
+    with pytest.raises(InputError, match="does not lead to an uploaded file"):
+        compare_with_mask(nifti, "tiny-a", ["/etc/hostname"], 0.5, models)
+    with pytest.raises(InputError, match="Choose one of"):
+        compare_models(nifti, "tiny-a", "tiny-c", 0.5, models)
+    with pytest.raises(InputError, match="between 0 and 1"):
+        compare_models(nifti, "tiny-a", "tiny-b", 1.5, models)

@@ -1,0 +1,47 @@
+"""The mathematics of the error analysis."""
+
+import numpy as np
+import pytest
+
+from benchmarks.error_analysis import calibration_error, fit_temperature, irregularity, reliability
+
+
+def disc(radius: float, size: int = 101) -> np.ndarray:
+    rows, columns = np.ogrid[:size, :size]
+    return (rows - size // 2) ** 2 + (columns - size // 2) ** 2 <= radius**2
+
+
+@pytest.mark.parametrize("radius", [10, 20, 40])
+def test_a_disc_is_regular(radius):
+    assert irregularity(disc(radius)) == pytest.approx(1, abs=0.08)
+
+
+def test_an_outline_with_teeth_is_irregular_and_place_does_not_matter():
+    comb = disc(40)
+    comb[:, ::4] &= disc(20)[:, ::4]
+    assert irregularity(comb) > 3 * irregularity(disc(40))
+    shape = disc(9, 25)
+    assert irregularity(np.pad(shape, ((0, 40), (3, 7)))) == pytest.approx(irregularity(shape))
+
+
+def test_calibrated_probabilities_have_no_error_and_overconfident_ones_a_temperature_above_1():
+    rng = np.random.default_rng(0)
+    honest = rng.uniform(0.02, 0.98, 200_000)
+    truth = rng.random(honest.size) < honest
+    count, mean, share = reliability(honest, truth)
+    assert count.sum() == honest.size
+    np.testing.assert_allclose(mean, share, atol=0.02)
+    assert calibration_error(count, mean, share) < 0.01
+    assert fit_temperature(honest, truth) == pytest.approx(1, abs=0.03)
+
+    logits = np.log(honest / (1 - honest))
+    overconfident = 1 / (1 + np.exp(-2 * logits))
+    assert calibration_error(*reliability(overconfident, truth)) > 0.05
+    assert fit_temperature(overconfident, truth) == pytest.approx(2, abs=0.1)
+
+
+def test_empty_bins_are_undefined():
+    count, _, share = reliability(np.array([0.05, 1.0]), np.array([False, True]))
+    assert count.tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+    assert np.isnan(share[1:9]).all()
+    assert share[9] == 1

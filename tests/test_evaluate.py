@@ -1,0 +1,422 @@
+"""Evaluation of a split: grouping, the numbers, the errors, and the command."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+
+import evaluate
+from evaluate import evaluate_split, format_table, plot_result
+from hub_dataset.loading import load_splits
+from hub_dataset.patients import group_by_patient
+from modeling import BrainMRIImageProcessor, UNetConfig, UNetForSemanticSegmentation
+from modeling.inference import predict_volume
+from modeling.metrics import confusion_counts, dice, hausdorff95
+from modeling.postprocessing import postprocess_volume
+from modeling.predictions import PredictionStore
+
+ROOT = Path(evaluate.__file__).parent
+FEATURES = Features(
+    {
+        "image": Image(),
+        "mask": Image(),
+        "patient_id": Value("string"),
+        "slice_index": Value("int32"),
+        "has_lesion": Value("bool"),
+    }
+)
+SIZE = 48
+
+
+def make_patient(patient_id, num_slices, lesion_slices, seed):
+    """Rows of a head with a bright square in some slices; slices 9 and 10 tell numbers from strings."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    head = (rows - 24) ** 2 + (columns - 24) ** 2 < 20**2
+    for number in range(1, num_slices + 1):
+        image = rng.integers(0, 12, (SIZE, SIZE, 3)) + head[..., None] * rng.integers(70, 130, (SIZE, SIZE, 3))
+        mask = np.zeros((SIZE, SIZE), dtype=np.uint8)
+        if number in lesion_slices:
+            mask[15:27, 16:30] = 255
+            image[15:27, 16:30, 1] += 90
+        yield {
+            "image": PILImage.fromarray(image.astype(np.uint8)),
+            "mask": PILImage.fromarray(mask),
+            "patient_id": patient_id,
+            "slice_index": number,
+            "has_lesion": bool(mask.any()),
+        }
+
+
+@pytest.fixture(scope="module")
+def split():
+    """Three patients, one of them without a lesion, rows in no order."""
+    rows = [
+        *make_patient("TCGA_AA_0001", 11, {3, 4, 5, 9, 10}, seed=1),
+        *make_patient("TCGA_BB_0002", 6, {2, 3}, seed=2),
+        *make_patient("TCGA_CC_0003", 4, set(), seed=3),
+    ]
+    return Dataset.from_list(rows, features=FEATURES).shuffle(seed=0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = UNetConfig(hidden_sizes=[4, 8], encoder_depths=[1, 1], decoder_depth=1)
+    return UNetForSemanticSegmentation(config).eval()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return BrainMRIImageProcessor()
+
+
+@pytest.fixture
+def predictions(monkeypatch, split):
+    """Replaces the network by masks that the test sets: patient -> (S, H, W) bool, the truth to begin with."""
+    truths = {}
+    for row in sorted(split, key=lambda row: row["slice_index"]):
+        truths.setdefault(row["patient_id"], []).append(np.asarray(row["mask"]) > 0)
+    masks = {patient: np.stack(slices) for patient, slices in truths.items()}
+    turns = iter(sorted(masks))
+
+    def predict(model, processor, slices, **options):
+        mask = masks[next(turns)]
+        assert len(mask) == len(slices)
+        return mask.astype(np.float32)
+
+    monkeypatch.setattr(evaluate, "predict_volume", predict)
+    return masks
+
+
+def replace(split, row, **values):
+    """The split with some values of one row changed."""
+    rows = list(split)
+    rows[row] = {**rows[row], **values}
+    return Dataset.from_list(rows, features=FEATURES)
+
+
+# The numbers
+
+
+def test_slices_are_ordered_as_numbers_within_each_patient(split):
+    groups = group_by_patient(split)
+    assert {patient: len(rows) for patient, rows in groups.items()} == {
+        "TCGA_AA_0001": 11,
+        "TCGA_BB_0002": 6,
+        "TCGA_CC_0003": 4,
+    }
+    for patient, rows in groups.items():
+        assert [split[row]["slice_index"] for row in rows] == list(range(1, len(rows) + 1))
+        assert {split[row]["patient_id"] for row in rows} == {patient}
+
+
+def test_the_scores_agree_with_direct_computation(split, model, processor):
+    result = evaluate_split(model, processor, split, threshold=0.45, min_voxels=20, keep_fraction=0.2, batch_size=3)
+    assert [patient.patient_id for patient in result.patients] == ["TCGA_AA_0001", "TCGA_BB_0002", "TCGA_CC_0003"]
+    for patient in result.patients:
+        rows = sorted((r for r in split if r["patient_id"] == patient.patient_id), key=lambda r: r["slice_index"])
+        truth = np.stack([np.asarray(row["mask"]) == 255 for row in rows])
+        probabilities = predict_volume(model, processor, np.stack([np.asarray(row["image"]) for row in rows]))
+        raw = probabilities >= 0.45
+        assert raw.any()  # a case that says something
+        cleaned = postprocess_volume(raw, min_voxels=20, keep_fraction=0.2)
+        assert (cleaned != raw).any()
+        for mask, scores in ((raw, patient.raw), (cleaned, patient.postprocessed)):
+            assert scores.counts == confusion_counts(mask, truth)
+            assert scores.dice == dice(scores.counts)
+            assert scores.hausdorff95 == pytest.approx(hausdorff95(mask, truth), nan_ok=True)
+    means = [patient.postprocessed.dice for patient in result.patients]
+    assert result.postprocessed.dice_mean == pytest.approx(np.nanmean(means))
+
+
+def test_a_perfect_prediction_scores_perfectly(split, model, processor, predictions):
+    result = evaluate_split(model, processor, split)
+    for summary in (result.raw, result.postprocessed):
+        assert (summary.dice_mean, summary.dice_median, summary.dice_interval) == (1.0, 1.0, (1.0, 1.0))
+        assert (summary.hausdorff95_mean, summary.hausdorff95_patients) == (0.0, 2)
+        assert (summary.lesion_slices, summary.lesion_slice_dice) == (7, 1.0)
+        assert (summary.empty_slices, summary.false_alarm_rate) == (14, 0.0)
+    assert math.isnan(result.patients[2].raw.dice)  # no lesion, and none predicted
+
+
+def test_an_island_counts_before_post_processing_and_not_after(split, model, processor, predictions):
+    predictions["TCGA_CC_0003"][1, 5:8, 5:8] = True
+    predictions["TCGA_AA_0001"][7, 38:45, 38:45] = True
+    result = evaluate_split(model, processor, split)
+    assert (result.raw.false_alarms, result.postprocessed.false_alarms) == (2, 0)
+    assert result.patients[2].raw.dice == 0.0
+    assert math.isnan(result.patients[2].postprocessed.dice)
+    assert result.patients[0].raw.dice < result.patients[0].postprocessed.dice == 1.0
+    assert result.patients[0].raw.hausdorff95 > result.patients[0].postprocessed.hausdorff95 == 0.0
+
+
+def test_the_examples_are_the_worst_and_best_slices_one_per_patient(split, model, processor, predictions):
+    predictions["TCGA_AA_0001"][[3, 4]] = False  # slices 4 and 5 missed
+    predictions["TCGA_AA_0001"][4, 30:40, 8:40] = True  # and slice 5 wrong by more pixels
+    predictions["TCGA_BB_0002"][1, 15:18] = False
+    result = evaluate_split(model, processor, split, min_voxels=0, keep_fraction=0)
+    assert [(e.patient_id, e.slice_index) for e in result.worst] == [("TCGA_AA_0001", 5), ("TCGA_BB_0002", 2)]
+    assert result.worst[0].dice < 0.7
+    assert [e.patient_id for e in result.best] == ["TCGA_AA_0001", "TCGA_BB_0002"]
+    assert [e.dice for e in result.best] == [1.0, 1.0]
+    example = result.worst[1]
+    np.testing.assert_array_equal(example.prediction, predictions["TCGA_BB_0002"][1])
+    assert example.truth.sum() == 12 * 14
+    assert example.image.shape == (SIZE, SIZE, 3)
+
+
+def test_flair_alone_is_the_same_as_images_of_three_flair_channels(split, model, processor):
+    copied = split.map(
+        lambda row: {"image": PILImage.fromarray(np.repeat(np.asarray(row["image"])[..., 1:2], 3, axis=-1))}
+    )
+    alone = evaluate_split(model, processor, split, channels="flair")
+    assert alone.to_dict() == evaluate_split(model, processor, copied).to_dict()
+    assert alone.to_dict() != evaluate_split(model, processor, split).to_dict()
+
+
+def test_one_patient_at_a_time_is_decoded(split, model, processor):
+    encoded = split.cast_column("image", Image(decode=False)).cast_column("mask", Image(decode=False))
+    rows = [
+        row if row["patient_id"] == "TCGA_AA_0001" else {**row, "image": {"bytes": b"not an image", "path": None}}
+        for row in encoded
+    ]
+    damaged = Dataset.from_list(rows, features=FEATURES)
+    started = []
+
+    def progress(patients):
+        for patient in patients:
+            started.append(patient)
+            yield patient
+
+    assert len(evaluate_split(model, processor, damaged, limit=1).patients) == 1
+    with pytest.raises(PILImage.UnidentifiedImageError):
+        evaluate_split(model, processor, damaged, progress=progress)
+    assert started == ["TCGA_AA_0001", "TCGA_BB_0002"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_models_mode_is_left_as_it_was(split, model, processor, training):
+    model.train(training)
+    try:
+        result = evaluate_split(model, processor, split, hausdorff=False, limit=1)
+        assert model.training is training
+    finally:
+        model.eval()
+    assert result.patients[0].raw.counts == evaluate_split(model, processor, split, limit=1).patients[0].raw.counts
+    assert math.isnan(result.raw.hausdorff95_mean)
+
+
+def test_the_results_are_valid_json_with_null_for_undefined(split, model, processor, predictions):
+    result = evaluate_split(model, processor, split)
+    data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert data["num_patients"] == 3
+    assert data["summary"]["raw"]["dice_interval"] == [1.0, 1.0]
+    assert data["patients"][2]["raw"]["dice"] is None
+    assert data["patients"][0]["postprocessed"]["counts"]["tp"] == 5 * 12 * 14
+
+
+def test_the_table_and_the_figure_hold_every_patient(split, model, processor, predictions, tmp_path):
+    predictions["TCGA_BB_0002"][1] = False
+    result = evaluate_split(model, processor, split)
+    table = format_table(result)
+    for patient in result.patients:
+        (line,) = [line for line in table.splitlines() if line.startswith(patient.patient_id)]
+        assert ("-" if math.isnan(patient.raw.dice) else f"{patient.raw.dice:.3f}") in line.split()
+    assert f"{result.raw.dice_mean:.3f}" in table
+    figure = plot_result(result)
+    figure.savefig(tmp_path / "figure.png")
+    labels = {label.get_text() for ax in figure.axes for label in ax.get_yticklabels()}
+    assert labels >= {patient.patient_id for patient in result.patients}
+    assert sum(bool(ax.images) for ax in figure.axes) == len(result.worst) + len(result.best) == 4
+
+
+def test_a_split_without_any_lesion_still_gives_a_table_and_a_figure(split, model, processor, predictions):
+    healthy = split.filter(lambda row: row["patient_id"] == "TCGA_CC_0003")
+    predictions.update({"TCGA_AA_0001": predictions["TCGA_CC_0003"]})  # the first turn
+    result = evaluate_split(model, processor, healthy)
+    assert not result.worst
+    assert "0.0 % (0/4)" in format_table(result)
+    plot_result(result)
+
+
+# The errors
+
+
+def test_a_dataset_without_masks_is_refused(split, model, processor):
+    with pytest.raises(ValueError, match=r"has no mask, but image, patient_id.*segmented, not scored"):
+        evaluate_split(model, processor, split.remove_columns("mask"))
+    with pytest.raises(
+        ValueError, match=f"no mask for slice {split[4]['slice_index']} of patient {split[4]['patient_id']}"
+    ):
+        evaluate_split(model, processor, replace(split, 4, mask=None))
+
+
+def test_a_slice_that_comes_twice_is_refused(split, model, processor):
+    first = group_by_patient(split)["TCGA_BB_0002"][0]
+    with pytest.raises(ValueError, match="Slice 2 of patient TCGA_BB_0002 is in the split twice"):
+        evaluate_split(model, processor, replace(split, first, slice_index=2))
+
+
+def test_sizes_that_differ_are_refused(split, model, processor):
+    small_mask = PILImage.new("L", (SIZE, SIZE - 1))
+    with pytest.raises(ValueError, match=r"\(48, 48, 3\), its mask \(47, 48\)"):
+        evaluate_split(model, processor, replace(split, 0, mask=small_mask))
+    small = {"image": PILImage.new("RGB", (40, 40)), "mask": PILImage.new("L", (40, 40))}
+    last = group_by_patient(split)["TCGA_AA_0001"][-1]
+    with pytest.raises(ValueError, match=r"slice 11 of patient TCGA_AA_0001 has shape \(40, 40, 3\)"):
+        evaluate_split(model, processor, replace(split, last, **small))
+
+
+def test_an_empty_split_is_refused(split, model, processor):
+    with pytest.raises(ValueError, match="no rows"):
+        evaluate_split(model, processor, split.select([]))
+
+
+@pytest.mark.parametrize(
+    "argument", [{"threshold": 1.0}, {"channels": "t1"}, {"limit": 0}, {"batch_size": 0}, {"keep_fraction": 2.0}]
+)
+def test_arguments_out_of_range_are_refused(split, model, processor, argument):
+    with pytest.raises(ValueError, match=next(iter(argument))):
+        evaluate_split(model, processor, split, **argument)
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset_dir(split, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dataset")
+    (folder / "data").mkdir()
+    split.to_parquet(folder / "data" / "validation-00000-of-00001.parquet")
+    return folder
+
+
+def test_the_command_writes_the_results_that_the_function_gives(
+    model, processor, checkpoint, phantom_dataset_dir, tmp_path
+):
+    output = tmp_path / "new" / "results.json"
+    command = [sys.executable, "evaluate.py", "--checkpoint", checkpoint, "--dataset", phantom_dataset_dir]
+    command += ["--split", "test", "--output", output, "--threshold", "0.45", "--min_voxels", "20"]
+    run = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert run.returncode == 0, run.stderr
+    results = json.loads(output.read_text())
+    expected = evaluate_split(
+        model, processor, load_splits(str(phantom_dataset_dir))["test"], threshold=0.45, min_voxels=20
+    )
+    assert results["num_patients"] == 2
+    assert {key: results[key] for key in expected.to_dict()} == expected.to_dict()
+    assert (results["split"], results["threshold"], results["channels"]) == ("test", 0.45, "all")
+    assert results["postprocessing"] == {"min_voxels": 20, "keep_fraction": 0.1, "fill": True}
+    assert results["command"].startswith("python evaluate.py --checkpoint")
+    assert format_table(expected) in run.stdout
+    with PILImage.open(output.with_suffix(".png")) as figure:
+        assert figure.format == "PNG"
+    assert sorted(path.name for path in output.parent.iterdir()) == ["results.json", "results.png"]
+
+
+def test_processes_share_the_patients_and_go_on_with_what_is_kept(checkpoint, phantom_dataset_dir, tmp_path):
+    arguments = ["--checkpoint", checkpoint, "--dataset", phantom_dataset_dir, "--split", "test", "--no_figure"]
+    run_main(*arguments, "--output", tmp_path / "one.json")
+    kept = tmp_path / "kept"
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [*launch, "evaluate.py", *arguments, "--predictions", kept, "--output", tmp_path / "two.json"]
+    run = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert run.returncode == 0, run.stderr
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert (one["patients"], one["summary"]) == (two["patients"], two["summary"])
+    assert run.stdout.count("95 % CI") == 1
+
+    files = sorted(kept.glob("*.npz"))
+    assert len(files) == 2
+    store = PredictionStore(kept, json.loads((kept / "made_with.json").read_text()))
+    store.write(files[0].stem, np.zeros_like(store.read(files[0].stem)))
+    run_main(*arguments, "--predictions", kept, "--output", tmp_path / "again.json")
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["patients"][0]["raw"]["counts"]["tp"] == 0
+    assert again["patients"][1] == one["patients"][1]
+    with pytest.raises(SystemExit, match="another channels"):
+        run_main(*arguments, "--channels", "flair", "--predictions", kept, "--output", tmp_path / "flair.json")
+
+
+def run_main(*arguments):
+    evaluate.main([str(argument) for argument in arguments])
+
+
+def test_the_command_replaces_results_and_writes_no_figure_when_told(checkpoint, dataset_dir, tmp_path):
+    output = tmp_path / "results.json"
+    output.write_text("old")
+    run_main("--checkpoint", checkpoint, "--dataset", dataset_dir, "--output", output, "--no_figure", "--limit", 1)
+    assert json.loads(output.read_text())["num_patients"] == 1
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"--split": "test"}, "The split 'test' is absent from .*; it has validation"),
+        (
+            {"--checkpoint": "no/such/checkpoint"},
+            "checkpoint 'no/such/checkpoint' cannot be loaded; it must be a folder",
+        ),
+        ({"--dataset": "./no_such_dataset"}, "no_such_dataset"),
+        ({"--threshold": 1.5}, "threshold is a probability"),
+    ],
+)
+def test_the_command_says_what_is_wrong_and_writes_nothing(changed, message, checkpoint, dataset_dir, tmp_path):
+    arguments = {"--checkpoint": checkpoint, "--dataset": dataset_dir, "--output": tmp_path / "results.json"} | changed
+    with pytest.raises(SystemExit, match=message):
+        run_main(*(part for pair in arguments.items() for part in pair))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_write_leaves_the_former_results(tmp_path, monkeypatch):
+    output = tmp_path / "results.json"
+    output.write_bytes(b"former")
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        evaluate.write_atomically(output, b"new")
+    assert output.read_bytes() == b"former"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_the_output_must_be_json(capsys):
+    with pytest.raises(SystemExit):
+        run_main("--checkpoint", "c", "--dataset", "d", "--output", "results.txt")
+    assert "must name a .json file, got results.txt" in capsys.readouterr().err
+
+
+def test_scores_are_plain_numbers(split, model, processor):
+    patient = evaluate_split(model, processor, split, limit=1).patients[0]
+    for name, value in dataclasses.asdict(patient.raw).items():
+        assert name == "counts" or type(value) in (int, float), name

@@ -1,0 +1,63 @@
+"""Half precision on disk, float32 in memory."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from modeling import BrainMRIImageProcessor, UNetConfig, UNetForSemanticSegmentation
+from modeling.export import export_checkpoint, main
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    model = UNetForSemanticSegmentation(UNetConfig(hidden_sizes=[4, 8], encoder_depths=[1, 1]))
+    model.save_pretrained(tmp_path / "source")
+    BrainMRIImageProcessor(size_divisor=2).save_pretrained(tmp_path / "source")
+    return tmp_path / "source"
+
+
+def test_stores_float16_and_loads_as_float32(checkpoint, tmp_path, capsys):
+    target = tmp_path / "checkpoints" / "small"
+    main([str(checkpoint), str(target)])
+    assert "MiB of weights" in capsys.readouterr().out
+    stored = load_file(target / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {torch.float16}
+    original = AutoModelForSemanticSegmentation.from_pretrained(checkpoint).eval()
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(target).eval()
+    assert loaded.dtype == torch.float32
+    assert AutoImageProcessor.from_pretrained(target).size_divisor == 2
+    values = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(values).logits, original(values).logits, rtol=0.02, atol=0.02)
+
+
+def test_a_card_beside_the_weights_stays(checkpoint, tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "README.md").write_text("card")
+    export_checkpoint(str(checkpoint), tmp_path / "target")
+    assert sorted(path.name for path in (tmp_path / "target").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
+    assert (tmp_path / "target" / "README.md").read_text() == "card"
+    assert not list(tmp_path.glob(".target-*"))
+
+
+@pytest.mark.parametrize("value", [1e6, float("nan")])
+def test_values_beyond_half_precision_are_refused(checkpoint, tmp_path, value):
+    model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.head.weight[0, 0, 0, 0] = value
+    model.save_pretrained(checkpoint)
+    with pytest.raises(ValueError, match=r"head\.weight"):
+        export_checkpoint(str(checkpoint), tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+def test_no_checkpoint(tmp_path):
+    with pytest.raises(SystemExit, match="error"):
+        main([str(tmp_path / "nothing"), str(tmp_path / "target")])

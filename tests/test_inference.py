@@ -1,0 +1,273 @@
+"""Slices and volumes through model and processor."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import randomized, tiny_model
+from torch import nn
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from modeling import PRESETS, BrainMRIImageProcessor, UNetConfig, UNetForSemanticSegmentation
+from modeling.image_processing_brain_mri import FLAIR
+from modeling.inference import (
+    fold_batch_norm,
+    head_window,
+    load_model,
+    predict_volume,
+    segment_slice,
+    segment_volume,
+    signal_mask,
+)
+from modeling.postprocessing import postprocess_volume
+
+
+@pytest.fixture
+def processor() -> BrainMRIImageProcessor:
+    return BrainMRIImageProcessor(size_divisor=4)
+
+
+@pytest.fixture
+def tiny_unet() -> UNetForSemanticSegmentation:
+    torch.manual_seed(0)
+    return UNetForSemanticSegmentation(UNetConfig(hidden_sizes=[4, 6, 8], encoder_depths=[1, 1, 1])).eval()
+
+
+class Brightness(nn.Module):
+    """Stands in for a model: the logit is three times the normalised FLAIR intensity above 3, whatever surrounds it."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def forward(self, pixel_values: torch.Tensor) -> SemanticSegmenterOutput:
+        self.shapes.append(tuple(pixel_values.shape))
+        return SemanticSegmenterOutput(logits=3 * (pixel_values[:, FLAIR : FLAIR + 1] - 3))
+
+
+def make_volume(slices: int = 7, height: int = 90, width: int = 75) -> tuple[np.ndarray, np.ndarray]:
+    """Heads with a bright cube, the first and last slices empty: (S, H, W, 3) uint8, and the cube (S, H, W) bool."""
+    rng = np.random.default_rng(1)
+    volume = rng.integers(0, 3, (slices, height, width, 3)).astype(np.uint8)
+    volume[1:-1, 20:60, 30:60] += rng.integers(70, 110, (slices - 2, 40, 30, 3)).astype(np.uint8)
+    cube = np.zeros((slices, height, width), dtype=bool)
+    cube[2:5, 30:40, 35:45] = True
+    volume[cube, FLAIR] = 250
+    return volume, cube
+
+
+class TestSlice:
+    def test_gives_the_models_probabilities_without_padding(self, tiny_unet, processor):
+        image = make_volume()[0][3]
+        with torch.no_grad():
+            logits = tiny_unet(**processor(images=image, return_tensors="pt")).logits
+        result = segment_slice(tiny_unet, processor, image)
+        assert result.probabilities.dtype == np.float32
+        assert result.mask.dtype == bool
+        np.testing.assert_allclose(result.probabilities, logits[0, 0, :90, :75].sigmoid().numpy(), atol=1e-6)
+        np.testing.assert_array_equal(result.mask, result.probabilities >= 0.5)
+
+    def test_a_higher_threshold_keeps_less(self, tiny_unet, processor):
+        image = make_volume()[0][3]
+        low, high = (segment_slice(tiny_unet, processor, image, threshold=t).mask for t in (0.4, 0.6))
+        assert (low & high == high).all()
+        assert low.sum() > high.sum()
+
+    @pytest.mark.parametrize("threshold", [0, 1, -0.2, 50])
+    def test_threshold_outside_0_and_1_is_refused(self, tiny_unet, processor, threshold):
+        with pytest.raises(ValueError, match="threshold"):
+            segment_slice(tiny_unet, processor, make_volume()[0][3], threshold=threshold)
+
+
+class TestVolume:
+    def test_finds_the_lesion_at_its_place(self, processor):
+        volume, cube = make_volume()
+        result = segment_volume(Brightness(), processor, volume)
+        np.testing.assert_array_equal(result.mask, cube)
+        assert result.probabilities.shape == cube.shape
+        assert result.probabilities.dtype == np.float32
+
+    def test_computes_only_the_head(self, processor):
+        volume, _ = make_volume()
+        model = Brightness()
+        probabilities = predict_volume(model, processor, volume, batch_size=2)
+        assert sum(shape[0] for shape in model.shapes) == 5  # the first and last slices are empty
+        assert max(shape[0] for shape in model.shapes) == 2
+        assert all(shape[2] < 90 and shape[3] < 75 for shape in model.shapes)
+        assert not probabilities[[0, -1]].any()
+
+    def test_agrees_with_slice_by_slice_inside_the_head(self, processor):
+        volume, _ = make_volume()
+        probabilities = predict_volume(Brightness(), processor, volume)
+        for index in range(1, 6):
+            single = segment_slice(Brightness(), processor, volume[index]).probabilities
+            np.testing.assert_allclose(probabilities[index, 20:60, 30:60], single[20:60, 30:60], atol=1e-6)
+
+    @pytest.mark.parametrize("batch_size", [1, 3, 64])
+    def test_batch_size_does_not_matter(self, tiny_unet, processor, batch_size):
+        volume, _ = make_volume()
+        expected = predict_volume(tiny_unet, processor, volume, batch_size=2)
+        np.testing.assert_allclose(
+            predict_volume(tiny_unet, processor, volume, batch_size=batch_size), expected, atol=1e-6
+        )
+
+    @pytest.mark.parametrize("size", [(32, 32), (33, 47), (90, 75), (61, 32)])
+    def test_any_size(self, tiny_unet, processor, size):
+        volume = make_volume()[0][:, : size[0], : size[1]]
+        assert predict_volume(tiny_unet, processor, volume).shape == (7, *size)
+
+    def test_flair_alone_equals_flair_in_every_channel(self, processor):
+        flair = make_volume()[0][..., FLAIR]
+        alone = predict_volume(Brightness(), processor, flair)
+        np.testing.assert_array_equal(alone, predict_volume(Brightness(), processor, np.stack([flair] * 3, axis=-1)))
+
+    def test_floats_and_16_bit_give_the_same_mask(self, processor):
+        volume, cube = make_volume()
+        for form in (volume / 255.0, volume.astype(np.uint16) * 257):
+            np.testing.assert_array_equal(segment_volume(Brightness(), processor, form).mask, cube)
+
+    def test_constant_and_empty_slices_have_no_lesion(self, processor):
+        volume, _ = make_volume()
+        volume[0], volume[3] = 0, 40
+        assert not predict_volume(Brightness(), processor, np.zeros_like(volume)).any()
+        probabilities = predict_volume(Brightness(), processor, volume, screening_stride=1)
+        assert not probabilities[[0, 3]].any()
+        assert probabilities[2].max() > 0.5
+
+    def test_postprocessing_is_the_rooms_own_and_can_be_switched_off(self, processor):
+        volume, _ = make_volume()
+        volume[2, 50, 50, FLAIR] = 250
+        raw = segment_volume(Brightness(), processor, volume, postprocess=False).mask
+        assert raw[2, 50, 50]
+        np.testing.assert_array_equal(segment_volume(Brightness(), processor, volume).mask, postprocess_volume(raw))
+        assert not postprocess_volume(raw)[2, 50, 50]
+
+    def test_spacing_and_affine_are_kept_and_give_the_volume(self, processor):
+        volume, cube = make_volume()
+        affine = np.diag([1.0, 2.0, 3.0, 1.0])
+        result = segment_volume(Brightness(), processor, volume, spacing=(5.0, 0.5, 0.8), affine=affine)
+        assert result.spacing == (5.0, 0.5, 0.8)
+        np.testing.assert_array_equal(result.affine, affine)
+        assert result.volume_ml == pytest.approx(cube.sum() * 5.0 * 0.5 * 0.8 / 1000)
+        assert segment_volume(Brightness(), processor, volume).volume_ml is None
+
+    def test_progress_sees_every_slice_with_brain(self, processor):
+        seen = []
+
+        def progress(slices):
+            assert len(slices) == 12
+            for index in slices:
+                seen.append(index)
+                yield index
+
+        segment_volume(Brightness(), processor, make_volume(slices=14)[0], batch_size=2, progress=progress)
+        assert sorted(seen) == list(range(1, 13))
+
+    @pytest.mark.parametrize(
+        ("volume", "message"),
+        [
+            (np.zeros((5, 64)), r"\(5, 64\)"),
+            (np.zeros((5, 64, 64, 2)), r"\(5, 64, 64, 2\)"),
+            (np.zeros((0, 64, 64)), r"\(0, 64, 64\)"),
+            (np.full((5, 64, 64), np.nan), "NaN"),
+        ],
+    )
+    def test_unusable_volumes_are_refused(self, processor, volume, message):
+        with pytest.raises(ValueError, match=message):
+            segment_volume(Brightness(), processor, volume)
+
+    @pytest.mark.parametrize("batch_size", [0, -1])
+    def test_unusable_batch_size_is_refused(self, processor, batch_size):
+        with pytest.raises(ValueError, match="batch_size"):
+            predict_volume(Brightness(), processor, make_volume()[0], batch_size=batch_size)
+
+    def test_unusable_spacing_is_refused(self, processor):
+        for spacing in ((1.0, 1.0), (1.0, 0.0, 1.0)):
+            with pytest.raises(ValueError, match="spacing"):
+                segment_volume(Brightness(), processor, make_volume()[0], spacing=spacing)
+
+
+class TestShortcuts:
+    def test_without_them_every_slice_is_computed_whole(self, tiny_unet, processor):
+        volume, _ = make_volume()
+        volume[0] = 0  # constant: nothing to normalise
+        probabilities = predict_volume(tiny_unet, processor, volume, crop_margin=None, screening_stride=1)
+        assert not probabilities[0].any()
+        for index in range(1, len(volume)):
+            single = segment_slice(tiny_unet, processor, volume[index]).probabilities
+            np.testing.assert_allclose(probabilities[index], single, atol=1e-6)
+
+    def test_slices_between_two_without_a_lesion_are_left_out(self, processor):
+        volume, _ = make_volume(slices=20)
+        cube = np.zeros(volume.shape[:3], dtype=bool)
+        cube[9:12, 30:40, 35:45] = True
+        volume[2:5, 30:40, 35:45, FLAIR] = volume[13, 30:40, 35:45, FLAIR]  # no lesion where `make_volume` puts one
+        volume[cube, FLAIR] = 250
+        model = Brightness()
+        result = segment_volume(model, processor, volume, screening_stride=4)
+        np.testing.assert_array_equal(result.mask, cube)
+        # Of slices 1 to 18, which have a head, 1, 5, 9, 13, 17 and 18; then 8 and 10, beside slice 9, then 11 and 12.
+        assert sum(shape[0] for shape in model.shapes) == 10
+        computed = np.flatnonzero(result.probabilities.max(axis=(1, 2)))
+        np.testing.assert_array_equal(computed, [1, 5, 8, 9, 10, 11, 12, 13, 17, 18])
+
+    def test_a_stride_of_1_computes_every_slice(self, processor):
+        model = Brightness()
+        predict_volume(model, processor, make_volume(slices=12)[0], screening_stride=1)
+        assert sum(shape[0] for shape in model.shapes) == 10
+
+    @pytest.mark.parametrize(("option", "value"), [("crop_margin", -1), ("screening_stride", 0)])
+    def test_options_out_of_range_are_refused(self, processor, option, value):
+        with pytest.raises(ValueError, match=option):
+            predict_volume(Brightness(), processor, make_volume()[0], **{option: value})
+
+    @pytest.mark.parametrize("preset", PRESETS)
+    def test_folding_batch_norm_changes_no_output(self, preset):
+        model = randomized(tiny_model(preset))
+        pixel_values = torch.randn(2, 3, 45, 64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            expected = model(pixel_values=pixel_values).logits
+            fold_batch_norm(model)
+            logits = model(pixel_values=pixel_values).logits
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+class TestWindow:
+    def test_stray_pixels_are_no_head(self):
+        signal = np.zeros((2, 96, 96), dtype=bool)
+        signal[:, 40:60, 30:70] = True
+        rows, columns = head_window(signal, margin=4, divisor=4)
+        signal[0, 5, 5] = signal[1, 90, 93] = True
+        assert head_window(signal, margin=4, divisor=4) == (rows, columns)
+
+    @pytest.mark.parametrize("divisor", [4, 16, 32])
+    @pytest.mark.parametrize("head", [(0, 90, 0, 75), (0, 10, 60, 75), (40, 44, 30, 50), (80, 90, 0, 3)])
+    def test_holds_the_head_in_multiples_of_the_divisor(self, divisor, head):
+        top, bottom, left, right = head
+        signal = np.zeros((4, 90, 75), dtype=bool)
+        signal[:, top:bottom, left:right] = True
+        rows, columns = head_window(signal, margin=5, divisor=divisor)
+        for window, first, last, size in ((rows, top, bottom, 90), (columns, left, right, 75)):
+            assert (window.stop - window.start) % divisor == 0
+            assert 0 <= window.start <= max(first - 5, 0)
+            assert window.stop >= min(last + 5, size)
+            assert window.stop <= -(-size // divisor) * divisor
+
+    def test_signal_follows_the_volumes_own_intensities(self):
+        volume, _ = make_volume()
+        expected = np.zeros(volume.shape[:3], dtype=bool)
+        expected[1:-1, 20:60, 30:60] = True
+        np.testing.assert_array_equal(signal_mask(volume), expected)
+        np.testing.assert_array_equal(signal_mask(volume[..., FLAIR] * 3.5 - 40), expected)
+
+
+def test_load_model_gives_a_ready_float32_model(tiny_unet, processor, tmp_path):
+    tiny_unet.half().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    model, loaded_processor = load_model(str(tmp_path))
+    assert model.dtype == torch.float32
+    assert not model.training
+    assert loaded_processor.size_divisor == 4
+    assert segment_slice(model, loaded_processor, make_volume()[0][3]).mask.shape == (90, 75)

@@ -1,0 +1,251 @@
+"""Training samples: which slices, in which batches, cropped and augmented how."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from hub_dataset.augmentation import SliceAugmentation, change_intensities, copy_flair, resample, sample_augmentation
+from hub_dataset.loading import (
+    LesionBatchSampler,
+    SampleKey,
+    TrainingSlices,
+    head_box,
+    load_splits,
+    make_sample,
+    relative_head_sizes,
+)
+from modeling import BrainMRIImageProcessor
+
+FLAIR = 1
+UNCHANGED = SliceAugmentation()
+
+
+def make_slice(size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """A noisy rectangle of signal with a bright spot: image (size, size, 3) uint8, mask (size, size) uint8, 0/255."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 3, (size, size, 3)).astype(np.uint8)
+    image[10:50, 20:52] = rng.integers(60, 120, (40, 32, 3))
+    mask = np.zeros((size, size), dtype=np.uint8)
+    mask[30:40, 24:32] = 255
+    image[mask > 0, FLAIR] = 220
+    return image, mask
+
+
+class TestSampler:
+    @pytest.fixture
+    def has_lesion(self) -> np.ndarray:
+        return np.random.default_rng(0).random(100) < 0.3
+
+    @pytest.fixture
+    def head_sizes(self) -> np.ndarray:
+        return np.random.default_rng(1).uniform(0.2, 0.9, (100, 2))
+
+    def sampler(self, has_lesion, head_sizes, **kwargs) -> LesionBatchSampler:
+        settings = {"batch_size": 4, "image_size": 128, "size_divisor": 16, "seed": 3} | kwargs
+        return LesionBatchSampler(has_lesion, head_sizes, **settings)
+
+    def test_an_epoch_has_every_lesion_slice_once_and_as_many_empty_ones(self, has_lesion, head_sizes):
+        sampler = self.sampler(has_lesion, head_sizes, batch_size=1)
+        indices = [key.index for batch in sampler for key in batch]
+        assert len(indices) == len(set(indices)) == 2 * has_lesion.sum()
+        assert set(np.flatnonzero(has_lesion)) < set(indices)
+
+    @pytest.mark.parametrize(("ratio", "empty"), [(0.0, 0), (0.5, 0.5), (100.0, None)])
+    def test_empty_ratio(self, has_lesion, head_sizes, ratio, empty):
+        sampler = self.sampler(has_lesion, head_sizes, batch_size=1, empty_ratio=ratio)
+        chosen = np.array([key.index for batch in sampler for key in batch])
+        expected = (~has_lesion).sum() if empty is None else round(empty * has_lesion.sum())
+        assert (~has_lesion[chosen]).sum() == expected
+
+    def test_epochs_differ_and_repeat_exactly(self, has_lesion, head_sizes):
+        first, second = self.sampler(has_lesion, head_sizes), self.sampler(has_lesion, head_sizes)
+        epochs = []
+        for epoch in range(2):
+            first.seek(epoch)
+            second.seek(epoch)
+            epochs.append(list(first))
+            assert epochs[-1] == list(second)
+        assert epochs[0] != epochs[1]
+        assert list(self.sampler(has_lesion, head_sizes, seed=4)) != epochs[0]
+
+    def test_an_interrupted_epoch_goes_on_where_it_stopped(self, has_lesion, head_sizes):
+        sampler = self.sampler(has_lesion, head_sizes)
+        sampler.seek(5)
+        whole = list(sampler)
+        assert len(sampler) == len(whole) == sampler.num_batches
+        sampler.seek(5, start_batch=6)
+        assert list(sampler) == whole[6:]
+        assert len(sampler) == len(whole) - 6
+
+    @pytest.mark.parametrize("image_size", [64, 128, 250])
+    def test_crops_hold_the_heads_in_multiples_of_the_divisor(self, has_lesion, head_sizes, image_size):
+        sampler = self.sampler(has_lesion, head_sizes, image_size=image_size)
+        for batch in sampler:
+            (size,) = {(key.height, key.width) for key in batch}
+            heads = head_sizes[[key.index for key in batch]].max(axis=0) * image_size
+            for side, head in zip(size, heads, strict=True):
+                assert side % 16 == 0
+                assert 32 <= side <= -(-image_size // 16) * 16
+                assert side >= head
+
+    def test_batches_of_like_sizes_leave_out_more_background_than_random_ones(self, has_lesion, head_sizes):
+        sampler = self.sampler(has_lesion, head_sizes, batch_size=8)
+        bucketed = np.mean([batch[0].height * batch[0].width for batch in sampler])
+        order = np.random.default_rng(0).permutation(100)
+        unsorted = [np.prod(sampler.crop_size(order[start : start + 8])) for start in range(0, 96, 8)]
+        assert bucketed < np.mean(unsorted)
+
+    def test_too_few_slices_for_a_batch(self, head_sizes):
+        with pytest.raises(ValueError, match="fewer than one batch of 8"):
+            self.sampler(np.arange(100) < 2, head_sizes, batch_size=8)
+
+
+class TestSample:
+    def key(self, **kwargs) -> SampleKey:
+        return SampleKey(**({"index": 0, "seed": (0,), "height": 64, "width": 64, "image_size": 64} | kwargs))
+
+    def test_without_augmentation_it_is_the_processors_slice_centred_on_the_head(self):
+        image, mask = make_slice()
+        sample = make_sample(image, mask, self.key(height=48, width=32), UNCHANGED, clip=6.0)
+        expected = BrainMRIImageProcessor(clip=6.0)(images=image, return_tensors="pt")["pixel_values"][0]
+        # The head is rows 10 to 49 and columns 20 to 51, so its centre is (30, 36).
+        torch.testing.assert_close(sample["pixel_values"], expected[:, 6:54, 20:52], rtol=0, atol=1e-3)
+        assert torch.equal(sample["labels"], torch.from_numpy(mask > 0)[6:54, 20:52].long())
+
+    def test_half_the_image_size_halves_the_lesion(self):
+        image, mask = make_slice()
+        sample = make_sample(image, mask, self.key(height=32, width=32, image_size=32), UNCHANGED, clip=6.0)
+        assert sample["labels"].sum() == (mask > 0).sum() / 4
+
+    def test_an_empty_slice_is_zero(self):
+        sample = make_sample(np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8), self.key(), UNCHANGED, 6.0)
+        assert not sample["pixel_values"].any()
+        assert not sample["labels"].any()
+
+    def test_strong_augmentation_stays_finite_binary_and_within_the_clip(self):
+        image, mask = make_slice()
+        for seed in range(30):
+            augmentation = sample_augmentation(np.random.default_rng(seed), strength=2.0)
+            sample = make_sample(image, mask, self.key(), augmentation, clip=6.0)
+            assert sample["pixel_values"].isfinite().all()
+            assert sample["pixel_values"].abs().max() <= 6.0
+            assert set(sample["labels"].unique().tolist()) <= {0, 1}
+
+    def test_arguments_are_not_written_to(self):
+        image, mask = make_slice()
+        before = image.copy(), mask.copy()
+        make_sample(image, mask, self.key(), sample_augmentation(np.random.default_rng(0), 2.0), clip=6.0)
+        np.testing.assert_array_equal(image, before[0])
+        np.testing.assert_array_equal(mask, before[1])
+
+
+class TestAugmentation:
+    def test_a_seed_repeats_and_strength_zero_changes_nothing(self):
+        assert sample_augmentation(np.random.default_rng(1)) == sample_augmentation(np.random.default_rng(1))
+        assert sample_augmentation(np.random.default_rng(1)) != sample_augmentation(np.random.default_rng(2))
+        assert sample_augmentation(np.random.default_rng(1), strength=0) == UNCHANGED
+
+    def test_flair_goes_into_a_channel_about_as_often_as_in_the_recipe(self):
+        generator = np.random.default_rng(0)
+        copies = [sample_augmentation(generator).flair_copies for _ in range(2000)]
+        assert 0.12 < np.mean([bool(copy) for copy in copies]) < 0.18
+        assert {copy for copy in copies if copy} == {(0,), (2,), (0, 2)}
+
+    def test_copying_flair_leaves_the_other_channels(self):
+        image, _ = make_slice()
+        copied = copy_flair(image, SliceAugmentation(flair_copies=(2,)))
+        np.testing.assert_array_equal(copied[..., 2], image[..., FLAIR])
+        np.testing.assert_array_equal(copied[..., :2], image[..., :2])
+
+    @pytest.fixture
+    def channels(self) -> torch.Tensor:
+        return torch.rand(2, 24, 30, generator=torch.Generator().manual_seed(0))
+
+    @pytest.mark.parametrize(
+        ("augmentation", "expected"),
+        [
+            (UNCHANGED, lambda x: x),
+            (SliceAugmentation(flip_horizontal=True), lambda x: x.flip(-1)),
+            (SliceAugmentation(flip_vertical=True), lambda x: x.flip(-2)),
+            (SliceAugmentation(rotation=180.0), lambda x: x.flip(-1, -2)),
+        ],
+    )
+    def test_exact_transformations(self, channels, augmentation, expected):
+        result = resample(channels, augmentation, (24, 30), 1.0, (12.0, 15.0))
+        torch.testing.assert_close(result, expected(channels), atol=1e-4, rtol=0)
+
+    def test_a_quarter_turn_is_counter_clockwise(self):
+        channels = torch.zeros(1, 33, 33)
+        channels[0, 16, 30] = 1.0
+        turned = resample(channels, SliceAugmentation(rotation=90.0), (33, 33), 1.0, (16.5, 16.5))
+        assert turned[0, 2, 16] == pytest.approx(1.0, abs=1e-4)
+
+    @pytest.mark.parametrize("center", [(12.0, 15.0), (7.0, 20.0)])
+    def test_crops_around_the_centre(self, channels, center):
+        result = resample(channels, UNCHANGED, (10, 8), 1.0, center)
+        top, left = int(center[0]) - 5, int(center[1]) - 4
+        torch.testing.assert_close(result, channels[:, top : top + 10, left : left + 8], atol=1e-4, rtol=0)
+
+    def test_translation_is_a_share_of_the_longer_side(self, channels):
+        moved = resample(channels, SliceAugmentation(translation=(0.1, -0.2)), (10, 8), 1.0, (12.0, 15.0))
+        torch.testing.assert_close(moved, channels[:, 10:20, 5:13], atol=1e-4, rtol=0)
+
+    def test_halving_averages(self, channels):
+        result = resample(channels, UNCHANGED, (12, 15), 0.5, (12.0, 15.0))
+        torch.testing.assert_close(result, torch.nn.functional.avg_pool2d(channels, 2), atol=1e-4, rtol=0)
+
+    def test_zoom_enlarges_about_the_centre(self):
+        channels = torch.zeros(1, 40, 40)
+        channels[0, 15:25, 15:25] = 1.0
+        zoomed = resample(channels, SliceAugmentation(zoom=2.0), (40, 40), 1.0, (20.0, 20.0))
+        assert (zoomed > 0.5).sum() == 400
+
+    def test_intensities_at_rest_and_the_fixed_median(self):
+        image = torch.linspace(-6, 6, 300).reshape(3, 10, 10)
+        assert torch.equal(change_intensities(image, UNCHANGED, 6.0), image)
+        bent = change_intensities(torch.zeros(3, 4, 4), SliceAugmentation(gamma=(0.7, 1.2, 1.5)), 6.0)
+        torch.testing.assert_close(bent, torch.zeros(3, 4, 4), atol=1e-6, rtol=0)
+
+    def test_contrast_and_brightness_per_channel(self):
+        image = torch.ones(3, 2, 2)
+        changed = change_intensities(
+            image, SliceAugmentation(contrast=(2.0, 1.0, 0.5), brightness=(0.0, 1.0, -1.0)), 6.0
+        )
+        torch.testing.assert_close(changed[:, 0, 0], torch.tensor([2.0, 2.0, -0.5]))
+
+    def test_noise_repeats_with_its_seed(self):
+        image = torch.zeros(3, 50, 50)
+        noisy = [change_intensities(image, SliceAugmentation(noise=0.1, noise_seed=s), 6.0) for s in (1, 1, 2)]
+        assert torch.equal(noisy[0], noisy[1])
+        assert not torch.equal(noisy[0], noisy[2])
+        assert noisy[0].std().item() == pytest.approx(0.1, rel=0.05)
+
+
+class TestDataset:
+    def test_head_box(self):
+        box = head_box(make_slice()[0].astype(np.float32))
+        assert box == (30.0, 36.0, 40, 32)
+
+    def test_batches_from_the_built_dataset(self, phantom_dataset_dir):
+        splits = load_splits(str(phantom_dataset_dir))
+        train = splits["train"]
+        sizes = relative_head_sizes(train)
+        assert sizes.shape == (len(train), 2)
+        assert ((sizes >= 0) & (sizes <= 1)).all()
+        sampler = LesionBatchSampler(np.asarray(train["has_lesion"]), sizes, 4, 64, 16)
+        loader = DataLoader(TrainingSlices(train, BrainMRIImageProcessor()), batch_sampler=sampler)
+        seen = 0
+        for batch, keys in zip(loader, sampler, strict=True):
+            assert batch["pixel_values"].shape == (4, 3, keys[0].height, keys[0].width)
+            assert batch["labels"].shape == (4, keys[0].height, keys[0].width)
+            assert batch["index"].tolist() == [key.index for key in keys]
+            seen += int(batch["labels"].any(dim=(1, 2)).sum())
+        assert seen > 0
+
+    def test_missing_folder_and_missing_columns(self, phantom_dataset_dir, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"hub_dataset\.build"):
+            load_splits(str(tmp_path / "nothing"))
+        load_splits(str(phantom_dataset_dir))["train"].remove_columns("mask").to_parquet(tmp_path / "train.parquet")
+        with pytest.raises(ValueError, match="no column mask"):
+            load_splits(str(tmp_path))

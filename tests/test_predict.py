@@ -1,0 +1,126 @@
+"""The command that segments many examinations."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from tiny_models import tiny_model
+from volume_samples import AFFINE, SPACING, head, save_nifti, save_slices, save_zip
+
+from modeling import BrainMRIImageProcessor
+from modeling.inference import load_model, segment_volume
+from modeling.measurements import volume_ml
+from predict import main
+
+THRESHOLD = 0.45  # a random network's probabilities lie on both sides of it
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model("unet-4level").save_pretrained(folder)
+    BrainMRIImageProcessor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    """Three patients: a folder with one NIfTI file per sequence, one FLAIR file, and a zip of numbered slices."""
+    folder = tmp_path_factory.mktemp("scans")
+    (folder / "anna").mkdir()
+    for channel, name in enumerate(("t1_pre", "flair", "t1_post")):
+        save_nifti(folder / "anna" / f"{name}.nii.gz", head().slices[..., channel])
+    save_nifti(folder / "bert.nii", head().slices[..., 1], orientation=((1, -1), (2, 1), (0, 1)))
+    (folder / "slices").mkdir()
+    save_zip(folder / "cleo.zip", {path.name: path for path in save_slices(folder / "slices", head().slices)})
+    return folder
+
+
+def predict(scans: Path, checkpoint: Path, output: Path, *names: str, options: tuple[str, ...] = ()) -> None:
+    options = ("--threshold", str(THRESHOLD), "--no_postprocessing", *options)
+    main(["--checkpoint", str(checkpoint), "--output", str(output), *options, *(str(scans / name) for name in names)])
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_masks_and_measurements_of_all_kinds_of_input(scans, checkpoint, tmp_path):
+    predict(scans, checkpoint, tmp_path, "anna", "bert.nii", "cleo.zip")
+    names = ("anna", "bert", "cleo")
+    expected = {"measurements.csv", "probabilities/made_with.json"}
+    for name in names:
+        expected |= {f"{name}_mask.nii.gz", f"{name}.json", f"probabilities/{name}.npz"}
+    assert files_in(tmp_path) == expected
+
+    model, processor = load_model(checkpoint)
+    mask = segment_volume(model, processor, head().slices, threshold=THRESHOLD, postprocess=False).mask
+    assert mask.any()
+    image = nib.load(tmp_path / "anna_mask.nii.gz")
+    np.testing.assert_allclose(image.affine, AFFINE)
+    np.testing.assert_array_equal(np.asarray(image.dataobj), mask[:, ::-1, ::-1].transpose(2, 1, 0))
+    bert = nib.load(tmp_path / "bert_mask.nii.gz")
+    assert nib.aff2axcodes(bert.affine) == nib.aff2axcodes(nib.load(scans / "bert.nii").affine)
+
+    report = json.loads((tmp_path / "anna.json").read_text())
+    assert report["volume_ml"] == pytest.approx(volume_ml(mask, SPACING), abs=1e-3)
+    assert report["threshold"] == THRESHOLD
+    with (tmp_path / "measurements.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["patient"] for row in rows] == list(names)
+    assert float(rows[0]["volume_ml"]) == report["volume_ml"]
+    assert int(rows[2]["lesion_voxels"]) == mask.sum()
+    assert rows[2]["volume_ml"] == "", "numbered slices have no spacing"
+
+
+def test_the_same_command_goes_on_with_what_is_there(scans, checkpoint, tmp_path):
+    predict(scans, checkpoint, tmp_path, "anna")
+    kept = tmp_path / "probabilities" / "anna.npz"
+    before = kept.stat().st_mtime_ns
+    predict(scans, checkpoint, tmp_path, "anna", "cleo.zip", options=("--threshold", "0.4"))
+    assert kept.stat().st_mtime_ns == before
+    assert json.loads((tmp_path / "anna.json").read_text())["threshold"] == 0.4
+    with pytest.raises(SystemExit, match="made with another options"):
+        predict(scans, checkpoint, tmp_path, "anna", options=("--screening_stride", "1"))
+
+
+def test_what_cannot_be_read_is_listed_and_the_others_go_on(scans, checkpoint, tmp_path):
+    (tmp_path / "notes.txt").write_text("not a scan")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        predict(scans, checkpoint, tmp_path / "out", "anna", tmp_path / "notes.txt", tmp_path / "empty", "missing")
+    lines = str(stopped.value.code).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["empty", "missing", "notes"]
+    assert (tmp_path / "out" / "anna_mask.nii.gz").exists()
+
+
+def test_another_volume_of_the_same_name_is_refused(scans, checkpoint, tmp_path):
+    predict(scans, checkpoint, tmp_path / "out", "bert.nii")
+    save_nifti(tmp_path / "bert.nii", head().slices[3:, :, :, 1])
+    with pytest.raises(SystemExit, match="of another volume"):
+        predict(tmp_path, checkpoint, tmp_path / "out", "bert.nii")
+
+
+def test_two_patients_of_one_name_are_refused(scans, checkpoint, tmp_path):
+    save_nifti(tmp_path / "anna.nii.gz", head().slices[..., 1])
+    with pytest.raises(SystemExit, match="both be called 'anna'"):
+        predict(scans, checkpoint, tmp_path / "out", "anna", tmp_path / "anna.nii.gz")
+
+
+def test_two_processes_share_the_patients(scans, checkpoint, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "predict.py"]
+    options = ["--checkpoint", checkpoint, "--output", tmp_path, "--no_postprocessing"]
+    names = ("anna", "bert.nii", "cleo.zip")
+    subprocess.run(
+        [*launch, *options, *(scans / name for name in names)],
+        check=True,
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+    )
+    with (tmp_path / "measurements.csv").open() as file:
+        assert [row["patient"] for row in csv.DictReader(file)] == ["anna", "bert", "cleo"]

@@ -1,0 +1,118 @@
+"""Predictions of many patients on disk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tiny_models import tiny_model
+
+from modeling import BrainMRIImageProcessor
+from modeling.inference import predict_volume
+from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint
+
+PATIENTS = ["c", "a", "b"]
+MADE_WITH = {"weights": "0", "channels": "all"}
+
+
+@pytest.fixture(scope="module")
+def volumes() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: rng.integers(0, 255, (3, 40, 36, 3)).astype(np.uint8) for name in PATIENTS}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("unet-4level")
+
+
+@pytest.fixture
+def processor():
+    return BrainMRIImageProcessor()
+
+
+def readers(volumes, read: list) -> dict:
+    return {name: lambda name=name: read.append(name) or volumes[name] for name in volumes}
+
+
+def test_each_patient_is_predicted_as_by_itself(model, processor, volumes, tmp_path):
+    store = PredictionStore(tmp_path, MADE_WITH)
+    names = segment_dataset(model, processor, readers(volumes, []), store, crop_margin=None)
+    assert names == sorted(PATIENTS)
+    for name in PATIENTS:
+        expected = predict_volume(model, processor, volumes[name], crop_margin=None)
+        np.testing.assert_array_equal(store.read(name), expected)
+        assert store.read(name).dtype == np.float32
+
+
+def test_what_is_there_is_neither_read_nor_computed_again(model, processor, volumes, tmp_path):
+    read = []
+    store = PredictionStore(tmp_path, MADE_WITH)
+    store.write("b", np.ones((3, 40, 36), np.float32))
+    segment_dataset(model, processor, readers(volumes, read), store)
+    assert read == ["a", "c"]
+    assert store.read("b").min() == 1
+
+
+def test_processes_share_the_patients(model, processor, volumes, tmp_path):
+    store, shares = PredictionStore(tmp_path, MADE_WITH), []
+    for index in range(2):
+        read = []
+        segment_dataset(model, processor, readers(volumes, read), store, process_index=index, num_processes=2)
+        shares.append(read)
+    assert shares == [["a", "c"], ["b"]]
+    assert all(name in store for name in PATIENTS)
+
+
+def test_predictions_of_different_origin_do_not_mix(tmp_path):
+    PredictionStore(tmp_path, MADE_WITH)
+    PredictionStore(tmp_path, dict(MADE_WITH))
+    with pytest.raises(ValueError, match="another weights"):
+        PredictionStore(tmp_path, MADE_WITH | {"weights": "1"})
+
+
+def test_a_failure_names_the_patient_and_keeps_the_others(model, processor, volumes, tmp_path):
+    store = PredictionStore(tmp_path, MADE_WITH)
+    broken = volumes | {"b": np.zeros((3, 40))}
+    with pytest.raises(ValueError, match=r"b: A volume has shape"):
+        segment_dataset(model, processor, readers(broken, []), store)
+    assert "a" in store
+    assert "b" not in store
+    failures = {}
+    assert segment_dataset(model, processor, readers(broken, []), store, failures=failures) == ["a", "c"]
+    assert list(failures) == ["b"]
+    assert "(3, 40)" in failures["b"]
+
+
+@pytest.mark.parametrize("name", ["", "../a", "a/b"])
+def test_names_stay_within_the_folder(tmp_path, name):
+    with pytest.raises(ValueError, match="becomes that of a file"):
+        PredictionStore(tmp_path / "store", MADE_WITH).write(name, np.zeros((1, 32, 32), np.float32))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_kill_leaves_whole_files_only(tmp_path):
+    script = (
+        "import sys, numpy as np; from modeling.predictions import PredictionStore\n"
+        f"store = PredictionStore(sys.argv[1], {MADE_WITH!r}); rng = np.random.default_rng(0)\n"
+        "print('ready', flush=True)\n"
+        "while True: store.write('a', rng.random((60, 64, 64), dtype=np.float32))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True)
+    store = PredictionStore(tmp_path, MADE_WITH)
+    assert process.stdout.readline() == "ready\n"
+    while "a" not in store and process.poll() is None:
+        pass
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert store.read("a").shape == (60, 64, 64)
+    assert json.loads((tmp_path / "made_with.json").read_text()) == MADE_WITH
+
+
+def test_the_fingerprint_follows_the_weights(model):
+    assert weights_fingerprint(model) == weights_fingerprint(tiny_model("unet-4level"))
+    assert weights_fingerprint(model) != weights_fingerprint(tiny_model("unet-4level", seed=1))
+    assert len(weights_fingerprint(model)) == 64

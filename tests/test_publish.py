@@ -1,0 +1,203 @@
+"""Models on the Hub: what is pushed, that anyone can load it, and what failures leave behind."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from tiny_models import randomized, tiny_model
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from modeling import BrainMRIImageProcessor
+from modeling.export import export_checkpoint
+from modeling.hub import HubError, explain, upload_folder
+from modeling.publish import load_complete, main, publish_model
+
+SHARED = {"README.md", "config.json", "preprocessor_config.json", "image_processing_brain_mri.py"}
+CODE = {
+    "unet-4level": {"configuration_unet.py", "modeling_unet.py", "layers.py", "losses.py"},
+    "transunet-small": {"configuration_transunet.py", "modeling_transunet.py", "stems.py", "layers.py", "losses.py"},
+}
+# What a user's program does, on a machine that has nothing of this repository.
+LOAD = """
+import sys, numpy as np, torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
+repo, revision, out = sys.argv[1:]
+assert "modeling" not in sys.modules
+options = {"trust_remote_code": True} | ({"revision": revision} if revision else {})
+model = AutoModelForSemanticSegmentation.from_pretrained(repo, **options)
+processor = AutoImageProcessor.from_pretrained(repo, **options)
+with torch.no_grad():
+    logits = model(**processor(images=Image.open("slice.png"), return_tensors="pt")).logits
+np.save(out, logits.float().numpy())
+segments = pipeline("image-segmentation", model=repo, **options)("slice.png")
+print(sorted(segment["label"] for segment in segments), segments[0]["mask"].size)
+"""
+
+
+def save_checkpoint(folder, preset="unet-4level", seed=0, **options):
+    randomized(tiny_model(preset), seed).save_pretrained(folder, **options)
+    BrainMRIImageProcessor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return save_checkpoint(tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def publish(run_client):
+    def run(checkpoint, repo_id, *arguments, **options):
+        return run_client("-m", "modeling.publish", checkpoint, repo_id, *arguments, **options)
+
+    return run
+
+
+@pytest.fixture
+def load_alone(run_client, tmp_path):
+    """Load a repository in a process of its own, in an empty folder with an empty cache: (logits, what it printed)."""
+
+    def run(repo_id, revision="", **options):
+        (tmp_path / "alone").mkdir(exist_ok=True)
+        Image.fromarray(example()).save(tmp_path / "alone" / "slice.png")
+        done = run_client("-c", LOAD, repo_id, revision, tmp_path / "logits.npy", alone=True, **options)
+        assert done.returncode == 0, done.stderr
+        return np.load(tmp_path / "logits.npy"), done.stdout
+
+    return run
+
+
+def example():
+    pixels = np.random.default_rng(0).integers(0, 40, (48, 40, 3))
+    pixels[8:40, 8:32] += 90
+    return pixels.astype(np.uint8)
+
+
+def logits_of(checkpoint):
+    model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint)
+    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    with torch.no_grad():
+        return model(**processor(images=Image.fromarray(example()), return_tensors="pt")).logits.numpy()
+
+
+@pytest.mark.parametrize("preset", list(CODE))
+def test_anyone_loads_it_without_this_repository(preset, tmp_path, hub, publish, load_alone):
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", preset)
+    (checkpoint / "metrics.json").write_text("{}")  # what a run leaves beside the weights stays at home
+    done = publish(checkpoint, "alice/model")
+    assert done.returncode == 0, done.stderr
+    assert set(hub.names("models", "alice/model")) == SHARED | CODE[preset] | {"model.safetensors"}
+    logits, printed = load_alone("alice/model", home="another")
+    np.testing.assert_array_equal(logits, logits_of(checkpoint))
+    assert printed.startswith("['background'") or printed.startswith("['FLAIR abnormality'")
+    assert "(40, 48)" in printed
+
+
+def test_half_precision_and_shards_load_and_a_revision_pins(tmp_path, hub, publish, load_alone):
+    sharded = save_checkpoint(tmp_path / "sharded", max_shard_size="10KB")
+    export_checkpoint(str(sharded), tmp_path / "half")
+    assert publish(sharded, "alice/model").returncode == 0
+    assert len([name for name in hub.names("models", "alice/model") if name.endswith(".safetensors")]) > 1
+    repo = hub.repositories["models", "alice/model"]
+    first = repo.refs["v1"] = repo.refs["main"]
+
+    assert publish(tmp_path / "half", "alice/model").returncode == 0
+    assert repo.refs["main"] != first
+    weights = [name for name in hub.names("models", "alice/model") if "safetensors" in name]
+    assert weights == ["model.safetensors"]  # no shard of the former is left
+    assert json.loads(hub.read("models", "alice/model", "config.json"))["dtype"] == "float32"
+
+    np.testing.assert_array_equal(load_alone("alice/model")[0], logits_of(tmp_path / "half"))
+    np.testing.assert_array_equal(load_alone("alice/model", "v1")[0], logits_of(sharded))
+
+
+def test_the_card_names_the_repository_and_a_private_one_stays_private(checkpoint, hub, publish, run_client):
+    assert publish(checkpoint, "alice/model", "--private").returncode == 0
+    card = ModelCard(hub.read("models", "alice/model", "README.md").decode())
+    assert card.data.library_name == "transformers"
+    assert 'from_pretrained("alice/model", trust_remote_code=True)' in card.text
+    assert "USER/NAME" not in card.text
+    download = ("-c", "from huggingface_hub import hf_hub_download as get; get('alice/model', 'config.json')")
+    assert run_client(*download).returncode == 0
+    stranger = run_client(*download, token="hf_bob", home="bob")
+    assert stranger.returncode != 0
+    assert "RepositoryNotFound" in stranger.stderr
+
+
+def test_a_fault_midway_leaves_nothing_half_and_the_command_goes_on(checkpoint, hub, publish):
+    hub.fail_next("PUT /blobs/", 503)  # the client itself tries that again
+    hub.fail_next("POST .*/commit/", 503, times=20)
+    done = publish(checkpoint, "alice/model")
+    assert done.returncode == 1
+    assert "The same command goes on where it stopped" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert hub.names("models", "alice/model") == []
+    hub.faults.clear()
+    hub.requests.clear()
+    assert publish(checkpoint, "alice/model").returncode == 0
+    assert "model.safetensors" in hub.names("models", "alice/model")
+    assert not any(request.startswith("PUT") for request in hub.requests)  # the weights had arrived before
+
+    published = hub.repositories["models", "alice/model"].refs["main"]
+    assert publish(checkpoint, "alice/model").returncode == 0
+    assert hub.repositories["models", "alice/model"].refs["main"] == published  # nothing has changed: no commit
+
+
+@pytest.mark.parametrize(
+    ("token", "repo_id", "message"),
+    [
+        ("hf_nobody", "alice/model", "the Hub does not know this token"),
+        ("hf_alice_read", "alice/model", "this token may not write there"),
+        ("hf_alice", "bob/model", "this token may not write there"),
+    ],
+)
+def test_refusals_say_what_to_do(checkpoint, hub, publish, token, repo_id, message):
+    done = publish(checkpoint, repo_id, token=token)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not hub.repositories
+
+
+@pytest.mark.parametrize(
+    ("token", "repo_id", "message"),
+    [
+        ("", "alice/model", "There is no token: run `hf auth login`"),
+        ("hf_alice", "model", "give USER/NAME"),
+        ("hf_alice", "alice/a--b", "no name of a repository"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_read(token, repo_id, message, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(SystemExit, match=message):
+        main([str(tmp_path / "nothing"), repo_id])
+
+
+def test_without_a_network_nothing_is_lost(checkpoint, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
+        upload_folder(checkpoint, "alice/model", mark="config.json")
+    assert "cannot be reached" in explain(ConnectionError("refused"))
+
+
+def test_an_incomplete_checkpoint_is_not_published(checkpoint, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    sharded = save_checkpoint(checkpoint.parent / "sharded", max_shard_size="10KB")
+    next(sharded.glob("*.safetensors")).unlink()
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"decoder_depth": 3}))
+    for folder in (sharded, checkpoint, checkpoint.parent / "nothing"):
+        with pytest.raises((OSError, ValueError), match=folder.name):  # before the Hub is asked, which is offline here
+            publish_model(folder, "alice/model")
+
+
+def test_pickled_weights_are_not_loaded(checkpoint):
+    model = tiny_model("unet-4level")
+    torch.save(model.state_dict(), checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        load_complete(checkpoint)

@@ -1,0 +1,215 @@
+"""train.py: a run's folder, going on with one, early stopping, errors, and the real command."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+import train
+from hub_dataset.loading import load_splits
+from modeling import PRESETS, UNetConfig
+from training.recipe import ema_update, image_size_at, parse_stage
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def run(phantom_dataset_dir, tmp_path, monkeypatch):
+    """Runs `train.main` on the phantom with a tiny U-Net; gives the run's folder."""
+    monkeypatch.setitem(PRESETS, "tiny", UNetConfig(hidden_sizes=[4, 8], encoder_depths=[1, 1]))
+
+    def run(*arguments: str, folder: str = "run") -> Path:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        output_dir = tmp_path / folder
+        settings = ["--model", "tiny", "--dataset", str(phantom_dataset_dir), "--output_dir", str(output_dir)]
+        settings += ["--image_size", "48", "64@50%", "--batch_size", "4", "--epochs", "2", "--num_workers", "0"]
+        threads = torch.get_num_threads()
+        try:
+            train.main([*settings, *arguments])
+        finally:
+            torch.set_num_threads(threads)
+        return output_dir
+
+    return run
+
+
+def read_log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+class TestRun:
+    def test_folder_tells_everything(self, run, phantom_dataset_dir):
+        folder = run()
+        rows = read_log(folder)
+        assert [row["epoch"] for row in rows] == [1, 2]
+        assert [row["image_size"] for row in rows] == [48, 64]
+        assert all(math.isfinite(row["train_loss"]) and 0 <= row["validation_dice_mean"] <= 1 for row in rows)
+        assert rows[-1]["validation_patients"] == 2
+        arguments = json.loads((folder / "args.json").read_text())
+        assert arguments["model"] == "tiny"
+        assert arguments["image_size"] == [[0.0, 48], [0.5, 64]]
+        splits = load_splits(str(phantom_dataset_dir))
+        recorded = json.loads((folder / "split.json").read_text())
+        assert {name: set(patients) for name, patients in recorded.items()} == {
+            name: set(split["patient_id"]) for name, split in splits.items()
+        }
+        assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+        assert not list(folder.rglob("*unfinished*"))
+        for name in ("best", "last"):
+            model = AutoModelForSemanticSegmentation.from_pretrained(folder / name)
+            processor = AutoImageProcessor.from_pretrained(folder / name)
+            assert processor.size_divisor == model.config.size_divisor == 2
+        assert json.loads((folder / "last" / "metrics.json").read_text())["epoch"] == 2
+
+    def test_training_lowers_the_loss(self, run):
+        rows = read_log(run("--epochs", "6", "--learning_rate", "0.01", "--validate_every", "6", "--loss", "bce"))
+        assert rows[-1]["train_loss"] < 0.7 * rows[0]["train_loss"]
+
+    def test_only_the_newest_states_are_kept(self, run):
+        folder = run("--checkpoint_minutes", "0", "--keep_checkpoints", "3")
+        states = sorted(path.name for path in (folder / "checkpoints").iterdir())
+        assert len(states) == 3
+        batches = int(states[-1].removeprefix("step_"))
+        assert states == [f"step_{step:08d}" for step in range(batches - 2, batches + 1)]
+
+    def test_stops_early(self, run, monkeypatch):
+        scores = iter([0.5, 0.6, 0.55, 0.6, 0.9])
+        monkeypatch.setattr(train, "validation_scores", lambda *_: {"validation_dice_mean": next(scores)})
+        folder = run("--epochs", "5", "--patience", "2")
+        assert [row["validation_dice_mean"] for row in read_log(folder)] == [0.5, 0.6, 0.55, 0.6]
+        assert json.loads((folder / "best" / "metrics.json").read_text())["epoch"] == 2
+
+    def test_validates_every_nth_epoch_and_the_last(self, run):
+        rows = read_log(run("--epochs", "3", "--validate_every", "2"))
+        assert ["validation_dice_mean" in row for row in rows] == [False, True, True]
+
+    def test_starts_from_a_checkpoint_at_a_lower_rate(self, run, monkeypatch):
+        source = run("--epochs", "1", folder="source") / "last"
+        seen = []
+        original = train.make_optimizer
+
+        def spy(*args):
+            seen.append(original(*args))
+            return seen[-1]
+
+        monkeypatch.setattr(train, "make_optimizer", spy)
+        run("--epochs", "1", "--init_from", str(source), "--pretrained_lr_factor", "0.1", "--learning_rate", "0.01")
+        assert {group["initial_lr"] for group in seen[-1].param_groups} == {0.001}
+
+
+class TestResume:
+    def test_an_interrupted_save_is_passed_over(self, run):
+        folder = run()
+        (folder / "checkpoints" / "unfinished").mkdir()
+        (folder / "best").rename(folder / "previous.best")  # killed while replacing it
+        before = load_file(folder / "last" / "model.safetensors")
+        run("--resume")
+        after = load_file(folder / "last" / "model.safetensors")
+        assert all(torch.equal(before[key], after[key]) for key in before)
+        assert (folder / "best" / "model.safetensors").is_file()
+        assert not [*folder.rglob("unfinished"), *folder.rglob("previous.*")]
+
+    def test_a_run_that_has_stopped_early_stays_stopped(self, run, monkeypatch):
+        monkeypatch.setattr(train, "validation_scores", lambda *_: {"validation_dice_mean": 0.5})
+        folder = run("--epochs", "3", "--patience", "1")
+        assert len(read_log(run("--epochs", "3", "--patience", "1", "--resume"))) == 2
+        assert json.loads((folder / "last" / "metrics.json").read_text())["epoch"] == 2
+
+    def test_tells_which_arguments_changed(self, run, capsys):
+        run("--epochs", "1")
+        folder = run("--epochs", "2", "--resume")
+        assert "epochs was 1 and is now 2" in capsys.readouterr().out
+        run("--epochs", "2", "--resume")
+        arguments = json.loads((folder / "args.json").read_text())
+        assert arguments["epochs"] == 2
+        assert arguments["changed_on_resume"] == [{"after_epochs": 1, "epochs": [1, 2]}]
+
+
+class TestErrors:
+    def test_a_folder_with_a_run_is_not_overwritten(self, run):
+        run("--epochs", "1")
+        with pytest.raises(SystemExit, match="already holds a run"):
+            run()
+
+    def test_nothing_to_resume(self, run):
+        with pytest.raises(SystemExit, match="holds no run"):
+            run("--resume")
+
+    def test_a_run_of_another_model(self, run, monkeypatch):
+        run("--epochs", "1")
+        monkeypatch.setitem(PRESETS, "other", UNetConfig(hidden_sizes=[4, 6], encoder_depths=[1, 1]))
+        with pytest.raises(SystemExit, match="holds a run of tiny, not of other"):
+            run("--model", "other", "--resume")
+
+    def test_no_such_dataset(self, run, tmp_path):
+        with pytest.raises(SystemExit, match="There is no dataset folder"):
+            run("--dataset", str(tmp_path / "nowhere"))
+
+    def test_a_dataset_without_validation(self, run, phantom_dataset_dir, tmp_path):
+        (tmp_path / "data").mkdir()
+        load_splits(str(phantom_dataset_dir))["train"].to_parquet(tmp_path / "data" / "train.parquet")
+        with pytest.raises(SystemExit, match="no split 'validation', only train"):
+            run("--dataset", str(tmp_path / "data"))
+
+    def test_batches_larger_than_the_dataset(self, run):
+        with pytest.raises(SystemExit, match="fewer than one batch of 512"):
+            run("--batch_size", "512")
+
+    def test_a_loss_that_is_not_finite_names_the_slices(self, run, tmp_path):
+        with pytest.raises(SystemExit, match=r"the loss is (nan|inf).*not_finite\.json"):
+            run("--learning_rate", "1e30", "--warmup_ratio", "0", "--max_grad_norm", "0", "--epochs", "6")
+        slices = json.loads((tmp_path / "run" / "not_finite.json").read_text())["patient_id:slice_index"]
+        assert len(set(slices)) == 4
+        assert all(re.fullmatch(r"TCGA_PH_\d{4}_\d{8}:\d+", name) for name in slices)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--model", "resnet"], "invalid choice: 'resnet'"),
+            (["--image_size", "large"], "not PIXELS"),
+            (["--image_size", "192@60%"], "first stage"),
+            (["--image_size", "16"], "at least 32 pixels"),
+            (["--epochs", "0"], "at least 1"),
+        ],
+    )
+    def test_unusable_arguments(self, run, capsys, arguments, message):
+        with pytest.raises(SystemExit) as error:
+            run(*arguments)
+        assert error.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+class TestSchedule:
+    def test_stages_of_image_size(self):
+        stages = [parse_stage(text) for text in ("128", "192@60%", "256@85%")]
+        sizes = [image_size_at(stages, epoch, 20) for epoch in range(20)]
+        assert sizes == [128] * 12 + [192] * 5 + [256] * 3
+
+    def test_moving_average_warms_up_to_its_decay(self):
+        update = ema_update(0.9)
+        average = [torch.zeros(1), torch.zeros(1, dtype=torch.long)]
+        update(average, [torch.ones(1), torch.full((1,), 7)], 0)
+        assert average[0].item() == pytest.approx(0.9)  # decay (1 + 0) / (10 + 0)
+        assert average[1].item() == 7
+        update(average, [torch.zeros(1), torch.full((1,), 8)], 10_000)
+        assert average[0].item() == pytest.approx(0.81)
+
+
+def test_the_command_of_the_readme(phantom_dataset_dir, tmp_path):
+    """A real launch of a real preset, with worker processes."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "train.py"]
+    command += ["--model", "unet-5level", "--dataset", str(phantom_dataset_dir), "--output_dir", str(tmp_path / "run")]
+    command += ["--image_size", "32", "--batch_size", "8", "--epochs", "1", "--num_workers", "1"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert "7,767,201 trainable parameters" in result.stdout
+    assert (tmp_path / "run" / "best" / "model.safetensors").is_file()

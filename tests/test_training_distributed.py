@@ -1,0 +1,89 @@
+"""Several processes train as one: the same samples in the same order, the same losses and weights up to rounding."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.data_loader import BatchSamplerShard
+from safetensors.torch import load_file
+
+from hub_dataset.loading import LesionBatchSampler
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "examples" / "accelerate"
+
+
+def launch(processes: int, dataset: Path, output_dir: Path, *arguments: str) -> Path:
+    """A real `accelerate launch` of the tiny preset on the CPU; gives the run's folder."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += ["--config_file", str(CONFIGS / "two_cpu_processes.yaml")]
+    command += ["tests/tiny_training.py", "--model", "tiny", "--dataset", str(dataset), "--output_dir", str(output_dir)]
+    command += ["--image_size", "48", "--batch_size", "4", "--epochs", "3", "--num_workers", "0", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"processes: {processes} on cpu" in result.stdout
+    return output_dir
+
+
+def test_two_processes_train_as_one(phantom_dataset_dir, tmp_path):
+    # SGD, because AdamW scales up even the gradients that are rounding errors around zero: those of the biases before
+    # batch norm. They change no loss, but the weights would differ.
+    arguments = ["--optimizer", "sgd", "--learning_rate", "0.05", "--gradient_accumulation_steps", "2"]
+    one, two = (
+        launch(count, phantom_dataset_dir, tmp_path / str(count), *arguments, "--checkpoint_minutes", "0")
+        for count in (1, 2)
+    )
+    rows, rows_of_two = (
+        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (one, two)
+    )
+    assert len(rows) == len(rows_of_two) == 3
+    for row, row_of_two in zip(rows, rows_of_two, strict=True):
+        assert row_of_two["train_loss"] == pytest.approx(row["train_loss"], rel=1e-5)
+        assert row_of_two["learning_rate"] == row["learning_rate"]
+        assert row_of_two["validation_patients"] == row["validation_patients"] == 2
+        assert row_of_two["validation_dice_mean"] == pytest.approx(row["validation_dice_mean"], abs=0.01)
+    weights, weights_of_two = (load_file(folder / "last" / "model.safetensors") for folder in (one, two))
+    assert weights.keys() == weights_of_two.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(weights_of_two[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_processes_share_each_batch_in_order():
+    rng = np.random.default_rng(0)
+    sampler = LesionBatchSampler(rng.random(60) < 0.5, rng.uniform(0.2, 0.9, (60, 2)), 4, 128, 16)
+    shards = [list(BatchSamplerShard(sampler, 2, index, split_batches=True)) for index in range(2)]
+    assert [first + second for first, second in zip(*shards, strict=True)] == list(sampler)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configurations_are_ones_that_accelerate_knows(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes % config.num_machines == 0
+    assert config.num_processes > 1
+    # accelerate warns of keys that it does not know, and drops them.
+    known = config.to_dict()
+    assert {key for key in yaml.safe_load(path.read_text()) if key not in known} == set()
+
+
+def test_a_launch_that_starts_one_process_of_two_says_so(phantom_dataset_dir, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["tests/tiny_training.py", "--model", "tiny", "--dataset", str(tmp_path), "--output_dir", str(tmp_path)]
+    result = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert "has started one process only" in result.stderr

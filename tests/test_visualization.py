@@ -1,0 +1,358 @@
+"""Pictures: what the outline covers, what colours mean, and that figures show the numbers they are given."""
+
+import math
+import subprocess
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling.visualization import (
+    PREDICTION_COLOR,
+    REFERENCE_COLOR,
+    attention_from_point,
+    draw_attention,
+    draw_outline,
+    flair_to_grey,
+    outline,
+    plot_dice_per_patient,
+    plot_training_curves,
+    probability_heatmap,
+    slice_sheet,
+)
+
+
+@pytest.fixture
+def brain():
+    """A 48 x 40 slice: dark background, grey brain with a gradient, a bright lesion on FLAIR alone."""
+    rows, columns = np.mgrid[:48, :40]
+    inside = ((rows - 24) / 20) ** 2 + ((columns - 20) / 16) ** 2 < 1
+    flair = np.where(inside, 80 + rows, 3)
+    flair[16:24, 14:22] = 230
+    return np.stack([np.full_like(flair, 9), flair, 255 - flair], axis=-1).astype(np.uint8)
+
+
+@pytest.fixture
+def lesion():
+    mask = np.zeros((48, 40), dtype=bool)
+    mask[16:24, 14:22] = True
+    return mask
+
+
+def has_color(picture, color):
+    return (np.asarray(picture) == color).all(axis=-1)
+
+
+# FLAIR in grey
+
+
+def test_grey_shows_flair_from_black_to_white(brain):
+    grey = flair_to_grey(brain)
+    assert grey.shape == (48, 40)
+    assert grey.dtype == np.uint8
+    assert grey.min() == 0
+    assert grey.max() == 255
+    assert (grey[16:24, 14:22] > grey[30, 20]).all()
+    np.testing.assert_array_equal(np.diff(grey[26:42, 20].astype(int)) > 0, True)  # the gradient is kept
+    np.testing.assert_array_equal(flair_to_grey(brain[..., 1]), grey)
+    np.testing.assert_array_equal(flair_to_grey(brain[..., 1:2]), grey)
+    np.testing.assert_array_equal(flair_to_grey(Image.fromarray(brain)), grey)
+
+
+@pytest.mark.parametrize(
+    "rescale",
+    [lambda x: x.astype(np.uint16) * 257, lambda x: x / 255, lambda x: x.astype(np.float32) * 40 - 1000],
+    ids=["16 bit", "unit interval", "offset"],
+)
+def test_grey_does_not_depend_on_the_intensity_scale(brain, rescale):
+    difference = flair_to_grey(rescale(brain)).astype(int) - flair_to_grey(brain)
+    assert np.abs(difference).max() <= 1  # rounding
+
+
+def test_a_few_bright_pixels_do_not_darken_the_brain(brain):
+    bright = brain.astype(np.uint16)
+    bright[20, 15:18, 1] = 60_000
+    np.testing.assert_array_equal(flair_to_grey(bright)[30:40, 18:22], flair_to_grey(brain)[30:40, 18:22])
+
+
+def test_a_constant_slice_is_black():
+    assert not flair_to_grey(np.full((40, 40), 7, dtype=np.uint8)).any()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 40, 40)), r"\(4, 40, 40\)"),
+        (np.zeros((0, 40)), r"\(0, 40\)"),
+        (np.zeros((40, 40), dtype=bool), "bool"),
+        (np.full((40, 40), np.nan), "NaN"),
+    ],
+)
+def test_grey_refuses_what_is_no_slice(image, message):
+    with pytest.raises(ValueError, match=message):
+        flair_to_grey(image)
+
+
+# Outlines
+
+
+def test_an_outline_is_the_edge_inside_or_outside(lesion):
+    inner, outer = outline(lesion), outline(lesion, outside=True)
+    assert inner.sum() == 4 * 8 - 4
+    assert outer.sum() == 4 * 8  # no corners
+    assert not (inner & ~lesion).any()
+    assert not (outer & lesion).any()
+    np.testing.assert_array_equal(outline(lesion, width=4), lesion)  # 8 pixels wide, 4 from either side
+    assert outline(lesion, width=3).sum() == 64 - 4
+
+
+def test_an_outline_closes_at_the_frame_and_keeps_single_pixels():
+    corner = np.zeros((6, 6), dtype=bool)
+    corner[:4, :4] = True
+    assert outline(corner).sum() == 12
+    pixel = np.zeros((6, 6), dtype=bool)
+    pixel[3, 3] = True
+    np.testing.assert_array_equal(outline(pixel), pixel)
+    assert not outline(np.zeros((6, 6), dtype=bool)).any()
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_the_drawn_outline_is_the_masks_and_the_rest_is_grey(brain, lesion, scale):
+    picture = draw_outline(brain, lesion, scale=scale)
+    assert picture.mode == "RGB"
+    assert picture.size == (40 * scale, 48 * scale)
+    enlarged = np.kron(lesion, np.ones((scale, scale))).astype(bool)
+    drawn = has_color(picture, PREDICTION_COLOR)
+    np.testing.assert_array_equal(drawn, outline(enlarged))
+    rest = np.asarray(picture)[~drawn]
+    assert (rest == rest[:, :1]).all()
+
+
+def test_equal_masks_show_both_lines(brain, lesion):
+    picture = draw_outline(brain, lesion, reference=lesion)
+    np.testing.assert_array_equal(has_color(picture, PREDICTION_COLOR), outline(lesion))
+    np.testing.assert_array_equal(has_color(picture, REFERENCE_COLOR), outline(lesion, outside=True))
+
+
+def test_an_empty_mask_draws_no_line(brain, lesion):
+    picture = np.asarray(draw_outline(brain, np.zeros_like(lesion), color=(255, 0, 0)))
+    np.testing.assert_array_equal(picture, np.repeat(flair_to_grey(brain)[..., None], 3, axis=-1))
+
+
+def test_drawing_writes_into_no_argument(brain, lesion):
+    copies = brain.copy(), lesion.copy()
+    draw_outline(brain, lesion, reference=lesion, scale=2, width=2)
+    np.testing.assert_array_equal(brain, copies[0])
+    np.testing.assert_array_equal(lesion, copies[1])
+
+
+def test_drawing_refuses_masks_and_sizes_that_do_not_fit(brain, lesion):
+    with pytest.raises(ValueError, match=r"mask must have the slice's size \(48, 40\), got \(40, 48\)"):
+        draw_outline(brain, lesion.T)
+    with pytest.raises(ValueError, match=r"reference must be an \(H, W\) bool array, got uint8"):
+        draw_outline(brain, lesion, reference=lesion.astype(np.uint8))
+    with pytest.raises(ValueError, match="scale"):
+        draw_outline(brain, lesion, scale=0)
+    with pytest.raises(ValueError, match="width"):
+        draw_outline(brain, lesion, width=0)
+
+
+# Probabilities
+
+
+def test_a_higher_probability_is_always_lighter():
+    colors = np.asarray(probability_heatmap(np.linspace(0, 1, 256, dtype=np.float32)[None]))[0]
+    lightness = colors @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(lightness) > -0.5).all()  # colours have 8 bits
+    assert (np.diff(lightness[::8]) > 0).all()
+    assert lightness[0] < 5
+    assert lightness[-1] > 230
+
+
+def test_the_same_probability_has_the_same_colour_in_every_picture():
+    alone = probability_heatmap(np.full((4, 5), 0.3))
+    beside_one = probability_heatmap(np.array([[0.3, 1.0]]))
+    assert alone.size == (5, 4)
+    assert alone.getpixel((0, 0)) == beside_one.getpixel((0, 0))
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "message"),
+    [
+        (np.array([[-3.0, 4.0]]), "-3 to 4.*sigmoid"),
+        (np.array([[np.nan, 0.5]]), "nan"),
+        (np.zeros((2, 3, 3)), r"\(2, 3, 3\)"),
+        (np.zeros((3, 3), dtype=np.uint8), "uint8"),
+    ],
+)
+def test_a_heatmap_refuses_what_is_no_probability(probabilities, message):
+    with pytest.raises(ValueError, match=message):
+        probability_heatmap(probabilities)
+
+
+# Figures
+
+
+def rendered(figure, tmp_path):
+    figure.savefig(tmp_path / "figure.png")
+    return matplotlib.image.imread(tmp_path / "figure.png")
+
+
+def test_a_sheet_shows_every_slice_with_both_lines(brain, lesion, tmp_path):
+    figure = slice_sheet([brain] * 4, [lesion] * 4, [lesion] * 4, ["a", "b", "c", "d"])
+    shown = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_title() for ax in shown] == ["a", "b", "c", "d"]
+    for ax in shown:
+        assert has_color(ax.images[0].get_array(), PREDICTION_COLOR).any()
+        assert has_color(ax.images[0].get_array(), REFERENCE_COLOR).any()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["prediction", "reference"]
+    assert rendered(figure, tmp_path).std() > 0.1
+
+
+def test_a_sheet_without_reference_has_no_reference_in_its_legend(brain, lesion):
+    figure = slice_sheet([brain], [lesion])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["prediction"]
+    assert not has_color(figure.axes[0].images[0].get_array(), REFERENCE_COLOR).any()
+
+
+def test_a_sheet_refuses_unequal_numbers(brain, lesion):
+    with pytest.raises(ValueError, match="2 images but 1 masks"):
+        slice_sheet([brain] * 2, [lesion])
+    with pytest.raises(ValueError, match="at least one slice"):
+        slice_sheet([], [])
+
+
+def test_the_dice_plot_sorts_patients_and_states_the_mean(tmp_path):
+    figure = plot_dice_per_patient(
+        {"b": 0.9, "a": 0.5, "none": math.nan, "c": 0.7},
+        interval=(0.55, 0.85),
+        baseline={"a": 0.4, "b": 0.9, "c": 0.6, "none": math.nan},
+    )
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["none", "a", "c", "b"]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "mean 0.700 (95 % CI 0.550 to 0.850)" in legend
+    assert {"raw", "post-processed"} <= set(legend)
+    assert any("undefined" in text.get_text() for text in ax.texts)
+    rendered(figure, tmp_path)
+
+
+def test_the_dice_plot_of_undefined_patients_alone_has_no_mean(tmp_path):
+    figure = plot_dice_per_patient({"a": math.nan}, interval=(math.nan, math.nan))
+    assert not figure.axes[0].lines
+    rendered(figure, tmp_path)
+
+
+def test_the_dice_plot_refuses_no_patients_and_other_baselines():
+    with pytest.raises(ValueError, match="no patient"):
+        plot_dice_per_patient({})
+    with pytest.raises(ValueError, match="same patients"):
+        plot_dice_per_patient({"a": 0.5}, baseline={"b": 0.5})
+
+
+def test_training_curves_show_what_the_log_has(tmp_path):
+    rows = [
+        {"epoch": 1, "train_loss": 0.9, "learning_rate": 1e-4},
+        {
+            "epoch": 2,
+            "train_loss": 0.5,
+            "learning_rate": 1e-3,
+            "validation_dice_mean": 0.6,
+            "validation_dice_median": 0.7,
+        },
+        {"epoch": 3, "train_loss": None, "validation_dice_mean": 0.8, "note": "more keys do no harm"},
+        {"epoch": 4, "train_loss": 0.3, "validation_dice_mean": math.nan},
+        {"train_loss": 0.2},
+    ]
+    figure = plot_training_curves(rows)
+    loss, dice, rate = figure.axes
+    np.testing.assert_allclose(loss.lines[0].get_xydata(), [(1, 0.9), (2, 0.5), (4, 0.3)])
+    np.testing.assert_allclose(dice.lines[0].get_xydata(), [(2, 0.6), (3, 0.8)])
+    np.testing.assert_allclose(rate.lines[0].get_ydata(), [1e-4, 1e-3])
+    labels = [text.get_text() for text in dice.get_legend().get_texts()]
+    assert "best mean, 0.800 in epoch 3" in labels
+    assert "median" in labels
+    rendered(figure, tmp_path)
+
+
+def test_training_curves_drop_panels_without_values():
+    figure = plot_training_curves([{"epoch": 0, "train_loss": 1.0}])
+    assert [ax.get_ylabel() for ax in figure.axes] == ["training loss"]
+    with pytest.raises(ValueError, match="nothing to plot"):
+        plot_training_curves([{"epoch": 1, "train_loss": math.nan}, {}])
+
+
+def test_importing_the_module_does_not_import_matplotlib():
+    code = "import sys, modeling.visualization; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Attention
+
+
+@pytest.fixture
+def attentions():
+    """Weights of two layers with three heads over a 3 x 5 grid, each row summing to 1."""
+    weights = np.random.default_rng(0).random((2, 3, 15, 15)).astype(np.float32)
+    return list(weights / weights.sum(axis=-1, keepdims=True))
+
+
+def test_attention_is_that_of_the_token_under_the_point(attentions):
+    size = (45, 75)  # 3 x 5 tokens of 16 pixels, the last ones partly in the padding
+    token = 1 * 5 + 4  # row 1, column 4
+    one_layer = attention_from_point(attentions, (31, 64), size, 16, layer=1)
+    np.testing.assert_allclose(one_layer, attentions[1][:, token].mean(axis=0).reshape(3, 5))
+    all_layers = attention_from_point(attentions, (16, 74), size, 16)
+    np.testing.assert_allclose(all_layers, np.mean(attentions, axis=(0, 1))[token].reshape(3, 5), rtol=1e-6)
+    assert all_layers.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("point", "size", "message"),
+    [
+        ((45, 0), (45, 75), "lies outside the slice of 45x75"),
+        ((0, -1), (45, 75), "lies outside"),
+        ((0, 0), (45, 81), r"must be \(heads, 18, 18\) per layer"),
+    ],
+)
+def test_attention_that_does_not_fit_the_slice_is_refused(attentions, point, size, message):
+    with pytest.raises(ValueError, match=message):
+        attention_from_point(attentions, point, size, 16)
+    with pytest.raises(IndexError):
+        attention_from_point(attentions, (0, 0), (45, 75), 16, layer=2)
+
+
+def test_attention_colours_what_is_attended_to(brain):
+    attention = np.zeros((6, 5))
+    attention[1, 3] = 0.5
+    picture = np.asarray(draw_attention(brain, attention, (40, 4), 8, scale=2))
+    assert picture.shape == (96, 80, 3)
+    colored = np.ptp(picture, axis=-1) > 0  # grey has three equal channels
+    assert colored[16:32, 48:64].any()
+    square = has_color(picture, REFERENCE_COLOR)
+    np.testing.assert_array_equal(np.argwhere(square).min(axis=0), (80, 0))
+    np.testing.assert_array_equal(np.argwhere(square).max(axis=0), (95, 15))
+    far = np.ones(colored.shape, dtype=bool)
+    far[0:48, 32:80] = False  # the attended token and its neighbours, over which it fades
+    assert not (colored & far & ~square).any()
+    doubled = draw_attention(brain, 2 * attention, (40, 4), 8, scale=2)
+    np.testing.assert_array_equal(np.asarray(doubled), picture)
+
+
+@pytest.mark.parametrize(
+    ("attention", "scale", "message"),
+    [
+        (np.ones((6, 6)), 1, r"attention must be \(6, 5\) weights"),
+        (np.zeros((6, 5)), 1, "not all 0"),
+        (-np.ones((6, 5)), 1, "0 or more"),
+        (np.full((6, 5), np.nan), 1, "0 or more"),
+        (np.ones((6, 5)), 0, "scale must be a whole number from 1"),
+    ],
+)
+def test_attention_that_cannot_be_drawn_is_refused(brain, attention, scale, message):
+    with pytest.raises(ValueError, match=message):
+        draw_attention(brain, attention, (0, 0), 8, scale=scale)
+    with pytest.raises(ValueError, match="lies outside"):
+        draw_attention(brain, np.ones((6, 5)), (48, 0), 8)

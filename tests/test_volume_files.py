@@ -1,0 +1,506 @@
+"""NIfTI files, slices and TIFF stacks, alone and in zips -> volumes, and masks back into the input's own space."""
+
+import gzip
+import itertools
+import struct
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+from volume_samples import AFFINE, SPACING, as_nifti, head, save_nifti, save_pages, save_slices, save_zip
+
+from modeling import input_files, scans
+from modeling.input_files import VolumeFileError
+from modeling.nifti_files import write_nifti
+from modeling.volume_files import read_mask, read_volume, sequence_of
+
+FLAIR = 1
+ORIENTATIONS = [
+    tuple(zip(axes, flips, strict=True))
+    for axes in itertools.permutations(range(3))
+    for flips in itertools.product((1, -1), repeat=3)
+]
+
+
+# NIfTI
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=lambda o: "".join("-+"[f > 0] + "xyz"[a] for a, f in o))
+def test_axial_slices_are_found_in_any_orientation_and_the_mask_goes_back(tmp_path, orientation):
+    flair, mask = head().slices[..., FLAIR], head().mask
+    image = as_nifti(flair.astype(np.int16), orientation)
+    image.to_filename(tmp_path / "flair.nii.gz")
+    volume = read_volume([tmp_path / "flair.nii.gz"])
+    np.testing.assert_array_equal(volume.slices, flair)
+    assert volume.spacing == pytest.approx(SPACING)
+    assert volume.warnings == ()
+
+    write_nifti(tmp_path / "mask.nii.gz", mask, volume.geometry)
+    written = nib.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(as_nifti(mask, orientation).dataobj))
+    assert written.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(written.affine, image.affine)
+    for code in ("sform_code", "qform_code"):
+        assert written.header[code] == image.header[code]
+    np.testing.assert_array_equal(read_mask([tmp_path / "mask.nii.gz"], volume), mask)
+
+
+def test_oblique_slices_are_read_as_they_are_and_a_steep_tilt_is_said(tmp_path):
+    flair = head().slices[..., FLAIR]
+    for degrees, said in ((15, False), (40, True)):
+        cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        tilt = np.array([[1, 0, 0, 0], [0, cosine, -sine, 0], [0, sine, cosine, 0], [0, 0, 0, 1]])
+        image = nib.Nifti1Image(np.asarray(as_nifti(flair).dataobj), tilt @ AFFINE)
+        image.to_filename(tmp_path / "flair.nii")
+        volume = read_volume([tmp_path / "flair.nii"])
+        np.testing.assert_array_equal(volume.slices, flair)
+        assert volume.spacing == pytest.approx(SPACING)
+        assert any(f"tilted by {degrees}°" in warning for warning in volume.warnings) == said
+
+
+def test_scaled_and_wide_intensities_come_as_float32(tmp_path):
+    flair = head().slices[..., FLAIR]
+    image = as_nifti(flair.astype(np.float64) / 7)
+    image.set_data_dtype(np.int16)  # stored with a slope
+    image.to_filename(tmp_path / "flair.nii")
+    slices = read_volume([tmp_path / "flair.nii"]).slices
+    assert slices.dtype == np.float32
+    np.testing.assert_allclose(slices, flair / 7, atol=0.01)
+
+
+def test_a_trailing_dimension_of_one_is_dropped(tmp_path):
+    image = as_nifti(head().slices[..., FLAIR])
+    nib.Nifti1Image(np.asarray(image.dataobj)[..., None], AFFINE).to_filename(tmp_path / "flair.nii")
+    np.testing.assert_array_equal(read_volume([tmp_path / "flair.nii"]).slices, head().slices[..., FLAIR])
+
+
+def test_units_other_than_millimetres_are_converted(tmp_path):
+    affine = AFFINE.copy()
+    affine[:3] /= 1000
+    image = as_nifti(head().slices[..., FLAIR], affine=affine)
+    image.header.set_xyzt_units("meter")
+    image.to_filename(tmp_path / "flair.nii")
+    volume = read_volume([tmp_path / "flair.nii"])
+    assert volume.spacing == pytest.approx(SPACING)
+    write_nifti(tmp_path / "mask.nii", head().mask, volume.geometry)
+    written = nib.load(tmp_path / "mask.nii")
+    np.testing.assert_allclose(written.affine, affine, rtol=1e-5)
+    assert written.header.get_xyzt_units()[0] == "meter"
+
+
+def test_a_file_without_orientation_is_read_with_a_warning_and_without_a_spacing(tmp_path):
+    flair = head().slices[..., FLAIR]
+    nib.Nifti1Image(flair.transpose(2, 1, 0), None).to_filename(tmp_path / "flair.nii")
+    volume = read_volume([tmp_path / "flair.nii"])
+    assert volume.slices.shape == flair.shape
+    assert volume.spacing is None
+    assert "does not give it" in volume.no_spacing
+    assert any("does not say how it is oriented" in warning for warning in volume.warnings)
+
+
+def test_an_identity_affine_is_suspected(tmp_path):
+    save_nifti(tmp_path / "flair.nii", head().slices[..., FLAIR], affine=np.eye(4))
+    assert any("identity" in warning for warning in read_volume([tmp_path / "flair.nii"]).warnings)
+
+
+def test_slices_of_another_plane_are_said_to_be_so(tmp_path):
+    affine = np.diag([5.0, 0.75, 0.8, 1])
+    thick = np.repeat(head().slices[..., FLAIR], 4, axis=0)
+    save_nifti(tmp_path / "flair.nii", thick, affine=affine)
+    assert any("not acquired in axial slices" in warning for warning in read_volume([tmp_path / "flair.nii"]).warnings)
+
+
+def test_nothing_that_may_name_a_person_goes_into_the_mask(tmp_path):
+    image = as_nifti(head().slices[..., FLAIR])
+    image.header["descrip"], image.header["db_name"] = b"Doe^Jane", b"Jane"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Doe^Jane"))
+    image.to_filename(tmp_path / "flair.nii")
+    write_nifti(tmp_path / "mask.nii", head().mask, read_volume([tmp_path / "flair.nii"]).geometry)
+    assert b"Jane" not in (tmp_path / "mask.nii").read_bytes()
+
+
+# Several sequences
+
+
+@pytest.mark.parametrize(
+    ("name", "sequence"),
+    [
+        ("sub-01_FLAIR.nii.gz", "flair"),
+        ("Ax T2 FLAIR POST", "flair"),
+        ("BraTS-GLI-00000-000-t2f", "flair"),
+        ("t2_tirm_tra_dark-fluid", "flair"),
+        ("BraTS-GLI-00000-000-t1c", "post"),
+        ("t1ce", "post"),
+        ("T1 POST GD", "post"),
+        ("t1_mprage_tra_km", "post"),
+        ("AX T1 +C", "post"),
+        ("AX T1 PRE CONTRAST", "pre"),
+        ("T1 without contrast", "pre"),
+        ("t1_postop", "pre"),
+        ("BraTS-GLI-00000-000-t1n", "pre"),
+        ("t1", "pre"),
+        ("mprage", "pre"),
+        ("BraTS-GLI-00000-000-t2w", "other"),
+        ("ep2d_diff DWI b1000", "other"),
+        ("flair/img_*", "flair"),
+        ("TCGA_CS_4941_19960909_*", None),
+        ("IM_0001", None),
+    ],
+)
+def test_sequences_are_told_apart_by_name(name, sequence):
+    assert sequence_of(name) == sequence
+
+
+def test_a_file_per_sequence_becomes_one_volume(tmp_path):
+    slices = head().slices
+    paths = [save_nifti(tmp_path / f"{n}.nii.gz", slices[..., c]) for c, n in enumerate(("t1", "flair", "t1ce"))]
+    # Each in an orientation of its own: the voxels are the same.
+    as_nifti(slices[..., 2], ORIENTATIONS[13]).to_filename(paths[2])
+    volume = read_volume(reversed(paths))
+    np.testing.assert_array_equal(volume.slices, slices)
+    assert volume.description.endswith("pre-contrast T1 + FLAIR + post-contrast T1")
+    assert volume.warnings == ()
+
+
+def test_a_missing_sequence_is_replaced_by_flair_and_said(tmp_path):
+    slices = head().slices
+    paths = [save_nifti(tmp_path / f"{n}.nii", slices[..., c]) for c, n in ((1, "flair"), (2, "t1_gd"))]
+    volume = read_volume(paths)
+    np.testing.assert_array_equal(volume.slices, slices[..., [1, 1, 2]])
+    assert volume.warnings == ("There is no pre-contrast T1: FLAIR is copied into its place, as in the training data.",)
+
+
+def test_a_sequence_on_other_voxels_and_other_sequences_are_left_out(tmp_path):
+    slices = head().slices
+    moved = AFFINE + np.array([[0, 0, 0, 3]] + [[0] * 4] * 3)
+    volume = read_volume(
+        [
+            save_nifti(tmp_path / "flair.nii", slices[..., 1]),
+            save_nifti(tmp_path / "t1_pre.nii", slices[..., 0], affine=moved),
+            save_nifti(tmp_path / "t2.nii", slices[..., 0]),
+        ]
+    )
+    np.testing.assert_array_equal(volume.slices, slices[..., 1])
+    assert any("'t1_pre.nii' does not lie on the voxels" in warning for warning in volume.warnings)
+    assert any("Left out" in warning and "t2.nii" in warning for warning in volume.warnings)
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (("a", "b"), "none of them is FLAIR by name"),
+        (("flair", "flair_2"), "2 of them are FLAIR"),
+        (("flair", "t1c", "t1gd"), "2 sequences are post-contrast T1"),
+    ],
+)
+def test_sequences_that_cannot_be_told_apart_are_refused_with_the_names_to_give(tmp_path, names, why):
+    paths = [save_nifti(tmp_path / f"{name}.nii", head().slices[..., 1]) for name in names]
+    with pytest.raises(VolumeFileError, match=why) as refusal:
+        read_volume(paths)
+    assert "t1_pre.nii.gz, flair.nii.gz and t1_post.nii.gz" in str(refusal.value)
+
+
+def test_a_single_sequence_is_flair_and_its_name_may_say_otherwise(tmp_path):
+    volume = read_volume([save_nifti(tmp_path / "t1ce.nii", head().slices[..., 1])])
+    np.testing.assert_array_equal(volume.slices, head().slices[..., 1])
+    assert any("does not sound like FLAIR" in warning for warning in volume.warnings)
+
+
+# Slices and pages
+
+
+def test_the_datasets_slices_are_sorted_as_numbers_and_its_masks_are_left_out(tmp_path):
+    slices, mask = head()
+    paths = save_slices(tmp_path, slices)
+    paths += save_slices(tmp_path, mask.astype(np.uint8) * 255, "TCGA_CS_4941_19960909_{}_mask.tif")
+    volume = read_volume(paths)
+    np.testing.assert_array_equal(volume.slices, slices)
+    assert volume.spacing is None
+    assert volume.slice_names[1] == "TCGA_CS_4941_19960909_2"
+    assert volume.warnings == ("12 mask file(s) were left out, such as 'TCGA_CS_4941_19960909_10_mask.tif'.",)
+    np.testing.assert_array_equal(read_mask(paths, volume), mask)
+
+
+def test_a_zip_of_slices_is_read_without_its_litter(tmp_path):
+    slices = head().slices
+    members = {f"patient/{path.name}": path for path in save_slices(tmp_path, slices, "slice{}.png")}
+    members |= {"__MACOSX/patient/._slice1.png": b"\0\5", "patient/.DS_Store": b"\0", "patient/notes.txt": b"notes"}
+    before = set(tmp_path.iterdir())
+    volume = read_volume([save_zip(tmp_path / "patient.zip", members)])
+    np.testing.assert_array_equal(volume.slices, slices)
+    assert volume.warnings == ("1 file(s) that are no images were left out, such as 'patient/notes.txt'.",)
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "patient.zip"}, "nothing is unpacked to disk"
+
+
+def test_pages_of_a_tiff_are_slices(tmp_path):
+    slices = head().slices
+    np.testing.assert_array_equal(read_volume([save_pages(tmp_path / "stack.tif", slices)]).slices, slices)
+    deep = slices[..., FLAIR].astype(np.uint16) * 257
+    volume = read_volume([save_pages(tmp_path / "flair.tif", deep)])
+    np.testing.assert_array_equal(volume.slices, deep)
+    assert "FLAIR only" in volume.description
+    assert volume.slice_names is None
+
+
+def test_a_sequence_per_folder_or_name_becomes_one_volume(tmp_path):
+    slices = head().slices
+    members = {}
+    for channel, name in enumerate(("t1", "flair", "t1c")):
+        for index, path in enumerate(save_slices(tmp_path, slices[..., channel], f"{name}_{{}}.png")):
+            members[f"case/{name}/img{index:03d}_{name}.png"] = path.read_bytes()
+    order = np.argsort([str(number) for number in range(1, 13)])  # as save_slices sorts them
+    volume = read_volume([save_zip(tmp_path / "case.zip", members)])
+    np.testing.assert_array_equal(volume.slices, slices[order])
+
+
+def test_one_slice_is_a_volume_of_one(tmp_path):
+    Image.fromarray(head().slices[5]).save(tmp_path / "slice.png")
+    volume = read_volume([tmp_path / "slice.png"])
+    np.testing.assert_array_equal(volume.slices, head().slices[5:6])
+    assert volume.description.startswith("1 axial slice of")
+
+
+def test_grey_saved_in_colour_is_flair_alone(tmp_path):
+    grey = np.repeat(head().slices[..., 1:2], 3, axis=-1)
+    volume = read_volume([save_pages(tmp_path / "stack.tif", grey)])
+    np.testing.assert_array_equal(volume.slices, grey[..., 0])
+    assert any("channels of 'stack.tif' are the same" in warning for warning in volume.warnings)
+
+
+def test_a_gap_in_the_numbers_is_said(tmp_path):
+    paths = [path for path in save_slices(tmp_path, head().slices) if not path.stem.endswith("_7")]
+    assert any("some are missing: 7." in warning for warning in read_volume(paths).warnings)
+
+
+def test_a_mask_on_other_voxels_or_an_image_is_no_mask(tmp_path):
+    flair, mask = head().slices[..., FLAIR], head().mask
+    volume = read_volume([save_nifti(tmp_path / "flair.nii", flair)])
+    np.testing.assert_array_equal(read_mask([save_pages(tmp_path / "m.tif", mask)], volume), mask)
+    empty = save_nifti(tmp_path / "empty.nii", np.zeros_like(mask))
+    assert not read_mask([empty], volume).any()
+    moved = AFFINE + np.array([[0, 0, 0, 3]] + [[0] * 4] * 3)
+    for path, why in (
+        (tmp_path / "flair.nii", "an image rather than a mask"),
+        (save_nifti(tmp_path / "short.nii", mask[:-1]), "11×64×48 voxels instead of 12×64×48"),
+        (save_nifti(tmp_path / "moved.nii", mask, affine=moved), "another position or orientation"),
+    ):
+        with pytest.raises(VolumeFileError, match=why):
+            read_mask([path], volume)
+
+
+# What cannot be read
+
+
+def nifti_bytes(at: int = 0, content: bytes = b"") -> bytes:
+    """A sound file but for the bytes from `at` on."""
+    data = as_nifti(head().slices[..., FLAIR].astype(np.float32)).to_bytes()
+    return data[:at] + content + data[at + len(content) :]
+
+
+def nifti_of(array: np.ndarray, affine=AFFINE) -> bytes:
+    return nib.Nifti1Image(array, affine).to_bytes()
+
+
+def with_nan() -> bytes:
+    array = np.asarray(as_nifti(head().slices[..., FLAIR].astype(np.float32)).dataobj).copy()
+    array[3, 4, 5:7] = np.nan
+    return nifti_of(array)
+
+
+def declared_size(*lengths: int) -> bytes:
+    """A gzip file of nothing but a header that declares a huge volume."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape(lengths)
+    header["magic"], header["vox_offset"] = b"n+1\0", 352
+    return gzip.compress(header.binaryblock + b"\0" * 4)
+
+
+RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+UNREADABLE = {
+    "text": ("notes.nii", b"Patient report\n" * 40, "of no kind that is known here"),
+    "empty file": ("flair.nii.gz", b"", "of no kind"),
+    "gzip of text": ("flair.nii.gz", gzip.compress(b"report" * 500), "gzip, but no NIfTI"),
+    "damaged gzip": ("flair.nii.gz", b"\x1f\x8b\x08" + b"\xff" * 60, "gzip, but no NIfTI"),
+    "nrrd": ("flair.nrrd", b"NRRD0004\n", "kind nrrd"),
+    "pair": ("flair.hdr", b"\0" * 344 + b"ni1\0", "one .nii file"),
+    "4-D": ("bold.nii", nifti_of(np.zeros((40, 40, 8, 5), np.int16)), "4 dimensions .*40×40×8×5"),
+    "2-D": ("slice.nii", nifti_of(np.ones((40, 40), np.int16)), "three dimensions"),
+    "NaN": ("flair.nii", with_nan(), "NaN or infinite intensities in 2 of"),
+    "overflow": ("flair.nii", nifti_of(np.linspace(0, 1e300, 32**3).reshape(32, 32, 32)), "NaN or infinite"),
+    "colours": ("rgb.nii", nifti_of(np.zeros((40, 40, 8), RGB)), "not grey MR intensities"),
+    "complex": ("k.nii", nifti_of(np.ones((40, 40, 8), np.complex64)), "not grey MR intensities"),
+    "constant": ("flair.nii", nifti_of(np.full((40, 40, 8), 7, np.int16)), "every voxel is 7"),
+    "all zero": ("flair.nii.gz", gzip.compress(nifti_of(np.zeros((40, 40, 8), np.int16))), "is empty"),
+    "small": ("flair.nii", nifti_of(np.ones((20, 40, 40), np.int16)), "40×20 pixels, too small"),
+    "2,000 slices": (
+        "flair.nii",
+        nifti_of(np.ones((32, 32, 2000), np.uint8)),
+        "32×32×2000 voxels, which is too large: at most 400 slices",
+    ),
+    "declared": ("flair.nii.gz", declared_size(8000, 8000, 8000), "too large"),
+    "no data": ("flair.nii.gz", declared_size(64, 64, 64), "damaged or incomplete"),
+    "truncated": ("flair.nii", nifti_bytes()[:4000], "damaged or incomplete"),
+    "truncated gzip": ("flair.nii.gz", gzip.compress(nifti_bytes())[:900], "damaged or incomplete"),
+    "unknown type": ("flair.nii", nifti_bytes(70, struct.pack("<h", 99)), "damaged or incomplete"),
+    "no space": ("flair.nii", nifti_bytes(280, b"\0" * 48), "valid orientation"),
+    "damaged tiff": ("stack.tif", b"II*\0\x08\0\0\0\0\0" + b"\0" * 16, "damaged or incomplete"),
+    "empty zip": ("empty.zip", b"PK\x05\x06" + b"\0" * 18, "holds no files"),
+    "damaged zip": ("broken.zip", b"PK\x03\x04" + b"\0" * 100, "is damaged"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_unreadable_files_are_refused_in_a_sentence(tmp_path, case):
+    name, content, why = UNREADABLE[case]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(VolumeFileError, match=why) as refusal:
+        read_volume([path])
+    assert name in str(refusal.value)
+    assert str(tmp_path) not in str(refusal.value)
+
+
+def test_slices_that_do_not_belong_together_are_refused(tmp_path):
+    slices = head().slices
+    paths = save_slices(tmp_path, slices)
+    for change, why in (
+        (lambda: Image.fromarray(slices[0, :40]).save(paths[3]), "do not belong together"),
+        (lambda: Image.fromarray(slices[0, ..., 1]).save(paths[3]), "do not belong together"),
+        (lambda: Image.fromarray(slices[0]).save(paths[3].with_suffix(".png")), "is there 2 times"),
+    ):
+        before = paths[3].read_bytes()
+        change()
+        with pytest.raises(VolumeFileError, match=why):
+            read_volume(sorted(tmp_path.iterdir()))
+        paths[3].write_bytes(before)
+    (tmp_path / "TCGA_CS_4941_19960909_1.png").unlink(missing_ok=True)
+
+
+def test_files_of_different_kinds_or_patients_are_refused(tmp_path):
+    slices = save_slices(tmp_path, head().slices)
+    volume = save_nifti(tmp_path / "flair.nii", head().slices[..., 1])
+    with pytest.raises(VolumeFileError, match=r"different kinds came together \(image, nifti\)"):
+        read_volume([*slices, volume])
+    others = save_slices(tmp_path, head().slices, "TCGA_DU_5849_19950405_{}.tif")
+    with pytest.raises(VolumeFileError, match="2 sequences came"):
+        read_volume([*slices, *others])
+
+
+def test_without_files_or_with_masks_alone_it_says_what_to_do(tmp_path):
+    with pytest.raises(VolumeFileError, match="Choose the files"):
+        read_volume([])
+    with pytest.raises(VolumeFileError, match="all files are masks"):
+        read_volume([save_pages(tmp_path / "lesion_mask.tif", head().mask)])
+    with pytest.raises(FileNotFoundError):
+        read_volume([tmp_path / "gone.nii"])
+
+
+# Hostile archives
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/cron.d/x.png", "/etc/x.png", "a/../../x.png", "..\\..\\x.png", "C:\\x.png"]
+)
+def test_an_archive_that_names_files_outside_itself_is_refused(tmp_path, name):
+    with pytest.raises(VolumeFileError, match="names a file outside itself"):
+        read_volume([save_zip(tmp_path / "slices.zip", {name: b"\x89PNG"})])
+    assert list(tmp_path.iterdir()) == [tmp_path / "slices.zip"]
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.zip"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a.png", "w", force_zip64=True) as out,
+    ):
+        for _ in range(61):
+            out.write(b"\0" * 10_000_000)
+    many = save_zip(tmp_path / "many.zip", {f"{number}.png": b"" for number in range(input_files.MAX_FILES + 1)})
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_, **__: pytest.fail("a member was read"))
+    with pytest.raises(VolumeFileError, match="unpacks to 1 files of 610 MB"):
+        read_volume([path])
+    with pytest.raises(VolumeFileError, match="2,001 files"):
+        read_volume([many])
+
+
+def test_a_member_never_unpacks_to_more_than_it_declares(tmp_path):
+    path = save_zip(tmp_path / "liar.zip", {"slice_1.png": b"\x89PNG" + b"\0" * 5_000_000})
+    data = path.read_bytes()
+    for signature, at in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        where = data.index(signature) + at
+        data = data[:where] + struct.pack("<I", 1000) + data[where + 4 :]
+    path.write_bytes(data)
+    with pytest.raises(VolumeFileError, match="is damaged"):
+        read_volume([path])
+
+
+def test_a_list_of_a_million_members_is_not_even_read(tmp_path, monkeypatch):
+    path = save_zip(tmp_path / "list.zip", {"a.png": b""})
+    data = path.read_bytes()
+    where = data.index(b"PK\x05\x06") + 12
+    path.write_bytes(data[:where] + struct.pack("<I", 90_000_000) + data[where + 4 :])
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("the list was read"))
+    with pytest.raises(VolumeFileError, match="lists more than"):
+        read_volume([path])
+
+
+def test_an_encrypted_archive_is_refused(tmp_path):
+    path = save_zip(tmp_path / "secret.zip", {"slice_1.png": b"\x89PNG"})
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    with pytest.raises(VolumeFileError, match="encrypted"):
+        read_volume([path])
+
+
+def test_an_archive_with_a_false_image_names_it(tmp_path):
+    with pytest.raises(VolumeFileError, match=r"'case/slice_1.png' is of no kind"):
+        read_volume([save_zip(tmp_path / "case.zip", {"case/slice_1.png": b"MZ not an image"})])
+
+
+def test_two_thousand_slices_are_refused_before_all_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(scans, "MAX_SLICES", 8)
+    decoded = []
+    load = Image.Image.load
+    monkeypatch.setattr(Image.Image, "load", lambda self: decoded.append(self) or load(self))
+    paths = save_slices(tmp_path, head().slices)
+    with pytest.raises(VolumeFileError, match="9 slices of 64×48 pixels, which is too large"):
+        read_volume(paths)
+
+
+def test_a_hundred_megapixel_page_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    Image.new("L", (10_000, 10_000)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(VolumeFileError, match=r"10,000×10,000 pixels, which is too large"):
+        read_volume([tmp_path / "huge.png"])
+
+
+@pytest.mark.parametrize("kind", ["nifti", "nifti.gz", "tiff", "zip"])
+def test_no_damaged_file_gets_past_the_readers(tmp_path, kind):
+    flair = head().slices[:3, ..., FLAIR]
+    if kind.startswith("nifti"):
+        path = save_nifti(tmp_path / f"flair.{kind.replace('nifti', 'nii')}", flair)
+    elif kind == "tiff":
+        path = save_pages(tmp_path / "stack.tif", flair)
+    else:
+        path = save_zip(tmp_path / "slices.zip", {f"s{n}.png": p for n, p in enumerate(save_slices(tmp_path, flair))})
+    intact = path.read_bytes()
+    random = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(150):
+        damaged = bytearray(intact)
+        for place in random.integers(0, min(len(damaged), 700) if random.random() < 0.7 else len(damaged), 4):
+            damaged[place] = random.integers(256)
+        path.write_bytes(damaged[: random.integers(1, len(damaged))] if random.random() < 0.3 else damaged)
+        try:
+            volume = read_volume([Path(path)])
+        except VolumeFileError:
+            outcomes.add("refused")
+        else:
+            outcomes.add("read")
+            assert np.isfinite(volume.slices.astype(np.float32)).all()
+    assert "refused" in outcomes

@@ -1,0 +1,229 @@
+"""The handlers of volumes as plain functions: uploads in, arrays, numbers and files out."""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+from volume_samples import SPACING, as_nifti, head, save_nifti, save_pages, save_slices, save_zip
+
+from modeling.inference import load_model
+from modeling.inference import segment_volume as run_model
+from modeling.visualization import flair_to_grey
+from space import results, uploads
+from space.uploads import InputError
+from space.volume_handlers import open_volume, segment_volume
+
+pytest_plugins = ["app_fixtures"]
+
+ORIENTATION = ((2, -1), (0, 1), (1, -1))
+
+
+@pytest.fixture
+def folder(upload_folder, tmp_path):
+    """A folder of its own among the uploads."""
+    path = upload_folder / tmp_path.name
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def nifti(folder):
+    return str(save_nifti(folder / "case_flair.nii.gz", head().slices[..., 1], orientation=ORIENTATION))
+
+
+def middle(models) -> float:
+    """A threshold that random weights reach at a part of the voxels."""
+    network, processor = load_model(models["tiny-a"])
+    return float(np.quantile(run_model(network, processor, head().slices[..., 1]).probabilities, 0.9))
+
+
+def members(path: str) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_a_volume_is_shown_before_any_model_runs(nifti):
+    preview = open_volume([nifti])
+    assert preview.flair.shape == head().mask.shape
+    assert preview.flair.dtype == np.uint8
+    assert preview.spacing == pytest.approx(SPACING)
+    assert preview.description.startswith("12 axial slices of 64×48 pixels, 5.0×0.75×0.80 mm")
+    # One window for all slices: what is brighter in one slice than in another is shown so.
+    flair = head().slices[..., 1]
+    order = np.argsort(flair, axis=None)
+    assert (np.diff(preview.flair.ravel()[order].astype(int)) >= 0).all()
+    assert np.abs(preview.flair[6].astype(int) - flair_to_grey(flair[6])).mean() < 20
+
+
+def test_the_result_is_the_models_and_goes_back_into_the_inputs_space(nifti, models, upload_folder):
+    threshold, flair = middle(models), head().slices[..., 1]
+    result = segment_volume([nifti], "tiny-a", threshold, models)
+    expected = run_model(*load_model(models["tiny-a"]), flair, threshold=threshold)
+    assert expected.mask.any()
+    np.testing.assert_allclose(result.probabilities, expected.probabilities, atol=1e-5)
+    np.testing.assert_array_equal(result.mask, expected.mask)
+    assert result.uncertainty is None
+
+    written = nib.load(result.masks["nifti"])
+    expected_image = as_nifti(expected.mask, ORIENTATION)
+    np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(expected_image.dataobj))
+    np.testing.assert_allclose(written.affine, nib.load(nifti).affine)
+    with Image.open(result.masks["tiff"]) as pages:
+        assert pages.n_frames == 12
+    for path in (*result.masks.values(), result.zip_path):
+        assert Path(path).is_relative_to(upload_folder)
+
+
+def test_measurements_name_the_model_and_how_it_was_run(nifti, models):
+    threshold = middle(models)
+    result = segment_volume(nifti, "tiny-a", threshold, models)
+    measured = json.loads(json.dumps(result.measurements))
+    areas = result.mask.sum(axis=(1, 2))
+    assert measured["model"] == "tiny-a"
+    assert (
+        measured["weights_sha256"]
+        == hashlib.sha256((Path(models["tiny-a"]) / "model.safetensors").read_bytes()).hexdigest()
+    )
+    assert measured["threshold"] == threshold
+    assert measured["postprocessing"] == {"min_voxels": 50, "keep_fraction": 0.1, "fill_holes": True}
+    assert measured["num_slices"] == 12
+    assert measured["spacing_mm"] == pytest.approx(SPACING)
+    assert measured["volume_ml"] == pytest.approx(areas.sum() * np.prod(SPACING) / 1000, abs=1e-3)
+    assert measured["largest_slice"] == areas.argmax()
+    assert measured["area_per_slice_pixels"] == areas.tolist()
+    long, short = measured["diameters_mm"]
+    assert 0 < short <= long < np.hypot(64 * 0.75, 48 * 0.8)
+    assert measured["reason"] is None
+
+
+def test_without_spacing_lengths_are_refused_with_the_reason(folder, models):
+    paths = [str(path) for path in save_slices(folder, head().slices)]
+    measured = segment_volume(paths, "tiny-a", middle(models), models).measurements
+    assert measured["spacing_mm"] is measured["volume_ml"] is measured["diameters_mm"] is None
+    assert "image files do not give it" in measured["reason"]
+
+
+def test_where_no_voxel_reaches_the_threshold_there_are_no_diameters(nifti, models):
+    result = segment_volume(nifti, "tiny-a", 0.9999, models)
+    assert not result.mask.any()
+    assert result.measurements["volume_ml"] == 0
+    assert result.measurements["diameters_mm"] is None
+    assert "no lesion was outlined" in result.measurements["reason"]
+    assert result.measurements["largest_slice"] == 6
+
+
+def test_everything_is_in_the_archive(nifti, models):
+    result = segment_volume(nifti, "tiny-a", middle(models), models, uncertainty=True)
+    files = members(result.zip_path)
+    assert json.loads(files["measurements.json"]) == result.measurements
+    table = list(csv.reader(io.StringIO(files["measurements.csv"].decode())))
+    assert ["model", "tiny-a"] in table
+    assert [row[2] for row in table[-12:]] == [str(area) for area in result.measurements["area_per_slice_pixels"]]
+    assert files["case_flair_mask.nii.gz"] == Path(result.masks["nifti"]).read_bytes()
+    for index in range(12):
+        mask = np.asarray(Image.open(io.BytesIO(files[f"mask/slice_{index + 1:03d}_mask.png"])))
+        np.testing.assert_array_equal(mask, result.mask[index] * np.uint8(255))
+        assert (f"overlay/slice_{index + 1:03d}.png" in files) == result.mask[index].any()
+    for name, expected in (("probability", result.probabilities), ("uncertainty", result.uncertainty)):
+        image = nib.Nifti1Image.from_bytes(gzip.decompress(files[f"case_flair_{name}.nii.gz"]))
+        stored = image.get_fdata()
+        axial = as_nifti(expected, ORIENTATION).get_fdata()
+        np.testing.assert_allclose(stored, axial, atol=0.5 / results.PROBABILITY_STEPS + 1e-6)
+    assert b"not a medical device" in files["README.txt"]
+
+
+def test_slices_keep_their_names_in_the_archive(folder, models):
+    archive = save_zip(folder / "case.zip", {f"p/{path.name}": path for path in save_slices(folder, head().slices)})
+    files = members(segment_volume(str(archive), "tiny-a", middle(models), models).zip_path)
+    assert "mask/TCGA_CS_4941_19960909_12_mask.png" in files
+    assert "case_mask.tif" in files
+
+
+def test_uncertainty_is_asked_for_and_does_not_change_the_mask(nifti, models):
+    threshold = middle(models)
+    plain = segment_volume(nifti, "tiny-a", threshold, models)
+    result = segment_volume(nifti, "tiny-a", threshold, models, uncertainty=True)
+    np.testing.assert_array_equal(result.mask, plain.mask)
+    assert result.uncertainty.shape == result.mask.shape
+    assert result.uncertainty.dtype == np.float32
+    assert 0 <= result.uncertainty.min() < result.uncertainty.max() <= 1
+
+
+def test_progress_counts_the_slices_and_never_goes_back(nifti, models):
+    seen = []
+    segment_volume(nifti, "tiny-a", 0.5, models, lambda done, desc: seen.append((done, desc)), uncertainty=True)
+    fractions = [done for done, _ in seen]
+    assert fractions == sorted(fractions)
+    assert fractions[0] >= 0
+    assert fractions[-1] < 1
+    assert any(desc.startswith("tiny-a: slice") for _, desc in seen)
+    assert any(desc.startswith("View 4 of 4: slice") for _, desc in seen)
+
+
+def test_a_volume_of_one_slice_is_the_slice(folder, models):
+    Image.fromarray(head().slices[6]).save(folder / "slice.png")
+    threshold = middle(models)
+    result = segment_volume(str(folder / "slice.png"), "tiny-a", threshold, models)
+    assert result.mask.shape == (1, 64, 48)
+    assert result.measurements["postprocessing"] is None
+    np.testing.assert_array_equal(result.mask[0], result.probabilities[0] >= threshold)
+
+
+def test_requests_that_cannot_be_served_are_refused_in_a_sentence(nifti, folder, models):
+    for model in ("../tiny-a", None, ["tiny-a"]):
+        with pytest.raises(InputError, match="Choose one of: tiny-a, tiny-b"):
+            segment_volume([nifti], model, 0.5, models)
+    for threshold in (0, 1, float("nan"), None, "0.5"):
+        with pytest.raises(InputError, match="between 0 and 1"):
+            segment_volume([nifti], "tiny-a", threshold, models)
+    for nothing in (None, []):
+        with pytest.raises(InputError, match="Upload the files"):
+            open_volume(nothing)
+    (folder / "notes.nii").write_bytes(b"report" * 100)
+    with pytest.raises(InputError, match="of no kind that is known"):
+        open_volume([str(folder / "notes.nii")])
+    with pytest.raises(InputError, match="no longer on the server"):
+        open_volume([str(folder / "gone.nii")])
+
+
+def test_only_uploads_are_read(folder, tmp_path):
+    outside = save_pages(tmp_path / "stack.tif", head().slices)
+    link = folder / "link.tif"
+    link.symlink_to(outside)
+    for path in (outside, link, folder / ".." / ".." / outside.name, "/etc/hostname", "\0", 7):
+        with pytest.raises(InputError, match="does not lead to an uploaded file"):
+            open_volume([path])
+    link.unlink()
+
+
+def test_too_many_bytes_are_refused_unread(nifti, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_TOTAL_SIZE", 100)
+    with pytest.raises(InputError, match="MB together"):
+        open_volume([nifti])
+
+
+def test_old_results_are_swept_away(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    for result in (old, new):
+        result.mkdir()
+        (result / "mask.png").write_bytes(b"")
+    os.utime(old, (0, 0))
+    results.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_results_are_swept_without_being_asked(nifti, models):
+    segment_volume(nifti, "tiny-a", 0.5, models)
+    root = Path(results.get_upload_folder()) / "results"
+    assert results.start_sweeper(root).is_alive()
+    assert results.LIFETIME + results.SWEEP_EVERY < 3600
