@@ -3,6 +3,7 @@
     python -m hub_dataset.build --source KAGGLE_3M_DIR --output data/lgg
     accelerate launch train.py --model unet-5level --dataset data/lgg --output_dir runs/unet-5level
     accelerate launch train.py --model unet-5level --dataset data/lgg --output_dir runs/unet-5level --resume
+    accelerate launch train.py --model unet-5level --dataset data/lgg --output_dir runs/unet-5level --dry_run
 
 RUN (`--output_dir`) holds args.json, split.json (the patients of each split), log.jsonl (one line per epoch),
 curves.png, validation.png (the best model's scores and slices), best/ and last/ (models for `from_pretrained`), and
@@ -38,20 +39,28 @@ from modeling.publish import publish_model
 from modeling.visualization import plot_training_curves
 from training.arguments import parse_args
 from training.distributed import launched_alone, synchronize_batch_norm, whole_batch
+from training.dry_run import print_estimate
+from training.folds import split_by_fold
 from training.recipe import ema_update, image_size_at, make_optimizer
 from training.run_folder import Progress, RunFolder
+from training.trackers import start_tracker
 
 
 def prepare_data(args: argparse.Namespace) -> tuple[DatasetDict, LesionBatchSampler]:
     """The dataset's splits, and the sampler of training batches.
 
     Raises:
-        OSError, ValueError: no such dataset, a split or column missing, or too few slices for a batch.
+        OSError, ValueError: no such dataset, a split, column or mask missing, too few patients for the folds, or too
+            few slices for a batch.
     """
     splits = load_splits(args.dataset)
     for name in ("train", "validation"):
         if name not in splits:
             raise ValueError(f"{args.dataset} has no split {name!r}, only {', '.join(splits)}; training needs both.")
+        if missing := splits[name].data.column("mask").null_count:
+            raise ValueError(f"{missing} slices in the split {name!r} of {args.dataset} have no mask to learn from.")
+    if args.folds is not None:
+        splits = split_by_fold(splits, args.folds, args.fold)
     sampler = LesionBatchSampler(
         has_lesion=np.asarray(splits["train"]["has_lesion"]),
         head_sizes=relative_head_sizes(splits["train"]),
@@ -68,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv, __doc__)
     run = RunFolder(args.output_dir)
     states = run.states
-    if states and not args.resume:
+    if states and not (args.resume or args.dry_run):
         sys.exit(f"{args.output_dir} already holds a run. Go on with --resume, or choose another --output_dir.")
     if args.resume and not run.arguments:
         sys.exit(f"--resume: {args.output_dir} holds no run. Start it without --resume.")
@@ -82,6 +91,8 @@ def main(argv: list[str] | None = None) -> None:
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         # Every process takes its share of the same batches, whatever the number of processes.
         dataloader_config=DataLoaderConfiguration(split_batches=True),
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=args.output_dir,
     )
     if launched_alone():
         print(
@@ -133,16 +144,27 @@ def main(argv: list[str] | None = None) -> None:
     accelerator.register_for_checkpointing(ema, progress)
     set_seed(args.seed, device_specific=True)  # dropout of its own on each process
 
-    # 4. The run's folder, or where it stood
-    if states:
-        accelerator.load_state(str(states[-1]))
-        accelerator.print(f"Resuming after {progress.epoch} epochs and {progress.batch} batches ({states[-1].name})")
-    log = run.read_log(progress.epoch)
+    def train_step(batch: dict) -> float:
+        """The batch's loss, after a step of the weights and their average where enough gradients have come together."""
+        with accelerator.accumulate(model):
+            pixel_values = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+            logits = model(pixel_values=pixel_values).logits
+            loss = segmentation_loss(whole_batch(logits), whole_batch(batch["labels"]), args.loss)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients and args.max_grad_norm:
+                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            ema.update_parameters(accelerator.unwrap_model(model))
+        return loss.item()
+
+    # All processes validate, each its share of the patients.
+    validate = partial(
+        evaluate_split, ema.module, processor, splits["validation"], channels=args.channels, hausdorff=False
+    )
     patients = {name: sorted(set(split["patient_id"])) for name, split in splits.items()}
-    if accelerator.is_main_process:
-        run.open(args, progress.epoch)
-        run.write_json("split.json", patients)
-        run.write_log(log)
     accelerator.print(
         f"{args.model}: {sum(p.numel() for p in model.parameters() if p.requires_grad):,} trainable parameters; "
         f"{args.epochs} epochs of {sampler.num_batches} batches of {args.batch_size}; "
@@ -150,10 +172,26 @@ def main(argv: list[str] | None = None) -> None:
         f"processes: {accelerator.num_processes} on {accelerator.device.type}, mixed precision: "
         f"{accelerator.mixed_precision}"
     )
+    if args.dry_run:
+        validate_one = partial(validate, limit=1)
+        print_estimate(args, accelerator, sampler, loader, train_step, validate_one, len(patients["validation"]))
+        return accelerator.end_training()
+
+    # 4. The run's folder, or where it stood
+    if states:
+        run.check_patients(patients)
+        run.load_state(accelerator)
+        accelerator.print(f"Resuming after {progress.epoch} epochs and {progress.batch} batches ({states[-1].name})")
+    log = run.read_log(progress.epoch)
+    if accelerator.is_main_process:
+        run.open(args, progress.epoch)
+        run.write_json("split.json", patients)
+        run.write_log(log)
+    start_tracker(accelerator, args, progress.epoch * sampler.num_batches + progress.batch)
 
     # 5. Epochs
-    def save_state() -> None:
-        run.save_state(accelerator, progress.epoch * sampler.num_batches + progress.batch, args.keep_checkpoints)
+    def batches_done() -> int:
+        return progress.epoch * sampler.num_batches + progress.batch
 
     last_save = started = time.monotonic()
     while progress.epoch < args.epochs and not (0 < args.patience <= progress.validations_since_best):
@@ -168,28 +206,18 @@ def main(argv: list[str] | None = None) -> None:
             disable=not accelerator.is_main_process,
         )
         for batch in bar:
-            with accelerator.accumulate(model):
-                pixel_values = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
-                logits = model(pixel_values=pixel_values).logits
-                loss = segmentation_loss(whole_batch(logits), whole_batch(batch["labels"]), args.loss)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients and args.max_grad_norm:
-                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-                optimizer.step()
-                scheduler.step()
-                optimizer.zero_grad()
-            if accelerator.sync_gradients:
-                ema.update_parameters(accelerator.unwrap_model(model))
-            if not math.isfinite(value := loss.item()):
-                stop_at_loss(value, accelerator, run, splits["train"].select(whole_batch(batch["index"]).tolist()))
+            loss = train_step(batch)
+            if not math.isfinite(loss):
+                stop_at_loss(loss, accelerator, run, splits["train"].select(whole_batch(batch["index"]).tolist()))
             progress.batch += 1
-            progress.loss_sum += value
+            progress.loss_sum += loss
+            accelerator.log({"loss": loss, "learning_rate": max(scheduler.get_last_lr())}, step=batches_done())
             bar.set_postfix(loss=f"{progress.loss_sum / progress.batch:.4f}")
             if accelerator.is_main_process and time.monotonic() - last_save > 60 * args.checkpoint_minutes:
                 accelerator.set_trigger()  # clocks differ between processes
             if accelerator.sync_gradients and progress.batch < sampler.num_batches and accelerator.check_trigger():
                 progress.seconds, started = progress.seconds + time.monotonic() - started, time.monotonic()
-                save_state()
+                run.save_state(accelerator, batches_done(), args.keep_checkpoints)
                 last_save = time.monotonic()
 
         # 6. Validation, log, best model
@@ -203,14 +231,7 @@ def main(argv: list[str] | None = None) -> None:
         }
         progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
         if progress.epoch % args.validate_every == 0 or progress.epoch == args.epochs:
-            result = evaluate_split(  # all processes, each for its share of the patients
-                ema.module,
-                processor,
-                splits["validation"],
-                channels=args.channels,
-                hausdorff=False,
-                progress=partial(tqdm, desc="validation"),
-            )
+            result = validate(progress=partial(tqdm, desc="validation"))
             row |= validation_scores(result)
             progress.validations_since_best += 1
             if row["validation_dice_mean"] > progress.best_dice:
@@ -222,8 +243,10 @@ def main(argv: list[str] | None = None) -> None:
         if accelerator.is_main_process:
             run.write_log(log)
             run.write_figure("curves.png", plot_training_curves(log))
-        accelerator.print(json.dumps(row))
-        save_state()
+        scalars = {name: value for name, value in row.items() if not isinstance(value, dict)}
+        accelerator.print(json.dumps(scalars))
+        accelerator.log(scalars, step=batches_done())
+        run.save_state(accelerator, batches_done(), args.keep_checkpoints)
         last_save = time.monotonic()
 
     if accelerator.is_main_process:
@@ -258,6 +281,7 @@ def validation_scores(result: EvaluationResult) -> dict:
         "validation_lesion_slice_dice": summary.lesion_slice_dice,
         "validation_false_alarm_rate": summary.false_alarm_rate,
         "validation_patients": len(result.patients),
+        "validation_dice": {patient.patient_id: patient.postprocessed.dice for patient in result.patients},
     }
 
 

@@ -23,7 +23,7 @@ def load_splits(name_or_dir: str) -> DatasetDict:
 
     Raises:
         FileNotFoundError: a path that does not exist.
-        ValueError: columns that training and evaluation need are missing.
+        ValueError: it cannot be loaded, or columns that training and evaluation need are missing.
     """
     looks_like_path = name_or_dir.startswith((".", "/", "~")) or name_or_dir.count("/") != 1
     if looks_like_path and not Path(name_or_dir).expanduser().is_dir():
@@ -31,7 +31,12 @@ def load_splits(name_or_dir: str) -> DatasetDict:
             f"There is no dataset folder {name_or_dir!r}. `python -m hub_dataset.build --source KAGGLE_3M_DIR --output "
             f"{name_or_dir}` builds it; a dataset on the Hub is named USER/NAME."
         )
-    splits = load_dataset(str(Path(name_or_dir).expanduser()) if looks_like_path else name_or_dir)
+    try:
+        splits = load_dataset(str(Path(name_or_dir).expanduser()) if looks_like_path else name_or_dir)
+    except ValueError as error:
+        raise ValueError(
+            f"The dataset {name_or_dir} cannot be loaded (every split needs at least one slice): {error}"
+        ) from error
     for name, split in splits.items():
         missing = [column for column in REQUIRED_COLUMNS if column not in split.column_names]
         if missing:

@@ -220,8 +220,29 @@ def select_validation_patients(
     for code in by_remainder[: count - sum(quotas.values())]:
         quotas[code] += 1
 
-    def draw_order(patient: str) -> str:
-        return hashlib.sha256(f"{seed}/{patient}".encode()).hexdigest()
-
-    chosen = (sorted(members, key=draw_order)[: quotas[code]] for code, members in by_institution.items())
+    chosen = (
+        sorted(members, key=lambda patient: draw_order(patient, seed))[: quotas[code]]
+        for code, members in by_institution.items()
+    )
     return tuple(sorted(patient for members in chosen for patient in members))
+
+
+def deal_folds(patients: Iterable[str], folds: int, seed: int = VALIDATION_SEED) -> list[tuple[str, ...]]:
+    """Deal patients to `folds` folds, stratified by institution.
+
+    Institution by institution, and within one in the order of `draw_order`, each patient goes to the next fold in turn:
+    neither the sizes of two folds nor their shares of an institution differ by more than one patient. The order of
+    `patients` does not matter. Returns the names of each fold, sorted.
+
+    Raises:
+        ValueError: `folds` is not between 2 and the number of patients.
+    """
+    ordered = sorted(set(patients), key=lambda patient: (institution_of(patient), draw_order(patient, seed)))
+    if not 2 <= folds <= len(ordered):
+        raise ValueError(f"folds must be between 2 and the {len(ordered)} patients given, got {folds}")
+    return [tuple(sorted(ordered[fold::folds])) for fold in range(folds)]
+
+
+def draw_order(patient: str, seed: int) -> str:
+    """A key that sorts patients in a random order, the same on every machine."""
+    return hashlib.sha256(f"{seed}/{patient}".encode()).hexdigest()

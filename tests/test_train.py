@@ -1,49 +1,25 @@
-"""train.py: a run's folder, going on with one, early stopping, errors, and the real command."""
+"""train.py: a run's folder, going on with one, early stopping, and the real command."""
 
 import json
 import math
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
+from tiny_training import read_log
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import train
 from hub_dataset.loading import load_splits
-from modeling import PRESETS, UNetConfig
 from training.recipe import ema_update, image_size_at, parse_stage
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def run(phantom_dataset_dir, tmp_path, monkeypatch):
-    """Runs `train.main` on the phantom with a tiny U-Net; gives the run's folder."""
-    monkeypatch.setitem(PRESETS, "tiny", UNetConfig(hidden_sizes=[4, 8], encoder_depths=[1, 1]))
-
-    def run(*arguments: str, folder: str = "run") -> Path:
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
-        output_dir = tmp_path / folder
-        settings = ["--model", "tiny", "--dataset", str(phantom_dataset_dir), "--output_dir", str(output_dir)]
-        settings += ["--image_size", "48", "64@50%", "--batch_size", "4", "--epochs", "2", "--num_workers", "0"]
-        threads = torch.get_num_threads()
-        try:
-            train.main([*settings, *arguments])
-        finally:
-            torch.set_num_threads(threads)
-        return output_dir
-
-    return run
-
-
-def read_log(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+pytest_plugins = ["training_fixtures"]
 
 
 class TestRun:
@@ -132,60 +108,6 @@ class TestResume:
         arguments = json.loads((folder / "args.json").read_text())
         assert arguments["epochs"] == 2
         assert arguments["changed_on_resume"] == [{"after_epochs": 1, "epochs": [1, 2]}]
-
-
-class TestErrors:
-    def test_a_folder_with_a_run_is_not_overwritten(self, run):
-        run("--epochs", "1")
-        with pytest.raises(SystemExit, match="already holds a run"):
-            run()
-
-    def test_nothing_to_resume(self, run):
-        with pytest.raises(SystemExit, match="holds no run"):
-            run("--resume")
-
-    def test_a_run_of_another_model(self, run, monkeypatch):
-        run("--epochs", "1")
-        monkeypatch.setitem(PRESETS, "other", UNetConfig(hidden_sizes=[4, 6], encoder_depths=[1, 1]))
-        with pytest.raises(SystemExit, match="holds a run of tiny, not of other"):
-            run("--model", "other", "--resume")
-
-    def test_no_such_dataset(self, run, tmp_path):
-        with pytest.raises(SystemExit, match="There is no dataset folder"):
-            run("--dataset", str(tmp_path / "nowhere"))
-
-    def test_a_dataset_without_validation(self, run, phantom_dataset_dir, tmp_path):
-        (tmp_path / "data").mkdir()
-        load_splits(str(phantom_dataset_dir))["train"].to_parquet(tmp_path / "data" / "train.parquet")
-        with pytest.raises(SystemExit, match="no split 'validation', only train"):
-            run("--dataset", str(tmp_path / "data"))
-
-    def test_batches_larger_than_the_dataset(self, run):
-        with pytest.raises(SystemExit, match="fewer than one batch of 512"):
-            run("--batch_size", "512")
-
-    def test_a_loss_that_is_not_finite_names_the_slices(self, run, tmp_path):
-        with pytest.raises(SystemExit, match=r"the loss is (nan|inf).*not_finite\.json"):
-            run("--learning_rate", "1e30", "--warmup_ratio", "0", "--max_grad_norm", "0", "--epochs", "6")
-        slices = json.loads((tmp_path / "run" / "not_finite.json").read_text())["patient_id:slice_index"]
-        assert len(set(slices)) == 4
-        assert all(re.fullmatch(r"TCGA_PH_\d{4}_\d{8}:\d+", name) for name in slices)
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (["--model", "resnet"], "invalid choice: 'resnet'"),
-            (["--image_size", "large"], "not PIXELS"),
-            (["--image_size", "192@60%"], "first stage"),
-            (["--image_size", "16"], "at least 32 pixels"),
-            (["--epochs", "0"], "at least 1"),
-        ],
-    )
-    def test_unusable_arguments(self, run, capsys, arguments, message):
-        with pytest.raises(SystemExit) as error:
-            run(*arguments)
-        assert error.value.code == 2
-        assert message in capsys.readouterr().err
 
 
 class TestSchedule:

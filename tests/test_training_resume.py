@@ -1,6 +1,5 @@
 """A run that is killed again and again ends as one that never was: to the bit, with the same log."""
 
-import json
 import multiprocessing
 import os
 import re
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import train_until
+from tiny_training import read_log, train_until
 
 TESTS = Path(__file__).resolve().parent
 
@@ -57,9 +56,8 @@ def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def read_log(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+def lasting_log(folder: Path) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in read_log(folder)]
 
 
 def names_in(folder: Path) -> set[str]:
@@ -84,5 +82,5 @@ def test_killed_at_random_moments_and_resumed(session, tmp_path):
     expected, resumed = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "killed")
     assert expected.keys() == resumed.keys()
     assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []
-    assert read_log(tmp_path / "whole") == read_log(tmp_path / "killed")
+    assert lasting_log(tmp_path / "whole") == lasting_log(tmp_path / "killed")
     assert names_in(tmp_path / "whole") == names_in(tmp_path / "killed")

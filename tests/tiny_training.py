@@ -3,9 +3,11 @@
 The repository's root must be in PYTHONPATH.
 """
 
+import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import torch
 from tiny_models import TINY
@@ -45,6 +47,11 @@ def train_until(moment: int | None, argv: list[str], folder: str) -> None:
     torch.set_num_threads(1)
     sys.addaudithook(on_audit)
     train.main(argv)
+
+
+def read_log(folder: Path) -> list[dict]:
+    """The log of a run, a row per epoch."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from modeling.losses import LOSSES
 from modeling.pretrained import SOURCES
 
 from .recipe import OPTIMIZERS, parse_stage
+from .trackers import TRACKERS, check_tracker
 
 
 def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
@@ -28,6 +29,16 @@ def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
             parser.error(f"--push_to_hub with --hub_model_id: {error}")
     elif args.hub_model_id or args.hub_private_repo:
         parser.error("--hub_model_id and --hub_private_repo go with --push_to_hub.")
+    try:
+        check_tracker(args.report_to)
+    except ValueError as error:
+        parser.error(f"--report_to: {error}")
+    if args.dry_run and args.resume:
+        parser.error("--dry_run tells what a whole run would cost; leave out --resume.")
+    if (args.folds is None) != (args.fold is None):
+        parser.error("--folds and --fold go together, for instance `--folds 5 --fold 0`.")
+    if args.folds is not None and (args.folds < 2 or not 0 <= args.fold < args.folds):
+        parser.error(f"--fold {args.fold} of --folds {args.folds}: at least 2 folds, counted from 0.")
     args.image_size = sorted(args.image_size)
     if args.image_size[0][0] != 0:
         parser.error("--image_size needs a first stage without @, for instance `128 256@80%`.")
@@ -49,6 +60,9 @@ def add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
     group.add_argument("--output_dir", required=True, type=Path, help="the run's folder")
     group.add_argument("--resume", action="store_true", help="go on from the newest complete state in --output_dir")
+    group.add_argument(
+        "--dry_run", action="store_true", help="print operations, steps, memory and expected duration, and stop"
+    )
     group.add_argument("--seed", type=int, default=0)
 
 
@@ -62,6 +76,13 @@ def add_data(group: argparse._ArgumentGroup) -> None:
         help="length of the slice's longer side before cropping to the head, in pixels; stages such as "
         "`128 192@60%% 256@85%%` change it after that share of the epochs",
     )
+    group.add_argument(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="cross-validation: deal the patients of train and validation to K folds; see `python -m training.folds`",
+    )
+    group.add_argument("--fold", type=int, metavar="I", help="the fold that validates, from 0")
     group.add_argument("--channels", choices=CHANNELS, default="all", help="flair: FLAIR alone, as all three channels")
     group.add_argument("--batch_size", type=int, default=16, help="slices per step, over all processes")
     group.add_argument("--empty_ratio", type=float, default=1.0, help="slices without lesion per slice with one")
@@ -93,6 +114,7 @@ def add_validation(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--checkpoint_minutes", type=float, default=5.0, help="between states; one more at each epoch")
     group.add_argument("--keep_checkpoints", type=int, default=2, help="newest states kept")
+    group.add_argument("--report_to", choices=TRACKERS, default="none", help="tracker, beside the run's own log")
 
 
 def add_hub(group: argparse._ArgumentGroup) -> None:

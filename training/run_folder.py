@@ -21,7 +21,7 @@ from modeling import BrainMRIImageProcessor
 # Arguments that may differ on resume without a word: they do not shape the result.
 HARMLESS = {
     *("resume", "output_dir", "num_workers", "checkpoint_minutes", "keep_checkpoints"),
-    *("push_to_hub", "hub_model_id", "hub_private_repo"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo", "report_to", "dry_run"),
 }
 
 
@@ -114,6 +114,27 @@ class RunFolder:
     def write(self, name: str, content: bytes) -> None:
         with self._writing(self.path / name):
             write_atomically(self.path / name, content)
+
+    def check_patients(self, patients: dict[str, list[str]]) -> None:
+        """End the process where the run was trained on, or validated with, other patients than these of each split."""
+        path = self.path / "split.json"
+        recorded = json.loads(path.read_text()) if path.is_file() else patients
+        if differing := [name for name in ("train", "validation") if recorded.get(name) != patients[name]]:
+            sys.exit(
+                f"--resume: the run in {self.path} has other patients in {' and '.join(differing)}, as its split.json "
+                f"lists them. Give its own --dataset, --folds and --fold."
+            )
+
+    def load_state(self, accelerator: Accelerator) -> None:
+        """Load the newest state; ends the process where it is damaged or belongs to other settings."""
+        newest = self.states[-1]
+        try:
+            accelerator.load_state(str(newest))
+        except Exception as error:  # the libraries raise whatever the damage leads to
+            sys.exit(
+                f"--resume: {newest} cannot be loaded: {str(error).splitlines()[0]} It belongs to another architecture "
+                f"or optimiser, or is damaged; without it, --resume goes on from the state before it."
+            )
 
     def save_state(self, accelerator: Accelerator, step: int, keep: int) -> None:
         """Write a complete state to checkpoints/step_N: under another name first, so that a kill loses only this save.

@@ -1,0 +1,164 @@
+"""train.py where something is wrong: one sentence, an exit code that is not zero, and nothing half-written."""
+
+import json
+import re
+import resource
+from pathlib import Path
+
+import pytest
+from datasets import DatasetDict
+from safetensors.torch import load_file
+from tiny_training import read_log
+
+from hub_dataset.loading import load_splits
+from modeling import PRESETS, UNetConfig
+
+pytest_plugins = ["training_fixtures"]
+
+
+@pytest.fixture
+def splits(phantom_dataset_dir) -> DatasetDict:
+    return load_splits(str(phantom_dataset_dir))
+
+
+def write_dataset(splits: dict, folder: Path) -> str:
+    folder.mkdir()
+    for name, split in splits.items():
+        split.to_parquet(folder / f"{name}.parquet")
+    return str(folder)
+
+
+class TestArguments:
+    def test_a_folder_with_a_run_is_not_overwritten(self, run):
+        run("--epochs", "1")
+        with pytest.raises(SystemExit, match="already holds a run"):
+            run()
+
+    def test_nothing_to_resume(self, run):
+        with pytest.raises(SystemExit, match="holds no run"):
+            run("--resume")
+
+    def test_a_run_of_another_model(self, run, monkeypatch):
+        run("--epochs", "1")
+        monkeypatch.setitem(PRESETS, "other", UNetConfig(hidden_sizes=[4, 6], encoder_depths=[1, 1]))
+        with pytest.raises(SystemExit, match="holds a run of tiny, not of other"):
+            run("--model", "other", "--resume")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--model", "resnet"], "invalid choice: 'resnet'"),
+            (["--image_size", "large"], "not PIXELS"),
+            (["--image_size", "192@60%"], "first stage"),
+            (["--image_size", "16"], "at least 32 pixels"),
+            (["--epochs", "0"], "at least 1"),
+            (["--folds", "5"], "--folds and --fold go together"),
+            (["--folds", "5", "--fold", "5"], "counted from 0"),
+            (["--dry_run", "--resume"], "leave out --resume"),
+        ],
+    )
+    def test_unusable_arguments(self, run, capsys, arguments, message):
+        with pytest.raises(SystemExit) as error:
+            run(*arguments)
+        assert error.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+class TestDataset:
+    def test_no_such_dataset(self, run, tmp_path):
+        with pytest.raises(SystemExit, match="There is no dataset folder"):
+            run("--dataset", str(tmp_path / "nowhere"))
+
+    def test_a_dataset_without_validation(self, run, splits, tmp_path):
+        data = write_dataset({"train": splits["train"]}, tmp_path / "data")
+        with pytest.raises(SystemExit, match="no split 'validation', only train"):
+            run("--dataset", data)
+
+    def test_a_dataset_without_masks(self, run, splits, tmp_path):
+        data = write_dataset(splits.remove_columns("mask"), tmp_path / "data")
+        with pytest.raises(SystemExit, match="has no column mask"):
+            run("--dataset", data)
+
+    def test_slices_without_a_mask(self, run, splits, tmp_path):
+        features = splits["train"].features
+        partly = splits["train"].map(lambda row, i: {"mask": row["mask"] if i else None}, with_indices=True)
+        data = write_dataset({**splits, "train": partly.cast(features)}, tmp_path / "data")
+        with pytest.raises(SystemExit, match=r"1 slices in the split 'train' of .* have no mask"):
+            run("--dataset", data)
+
+    @pytest.mark.parametrize("name", ["train", "validation"])
+    def test_an_empty_split(self, run, splits, tmp_path, name):
+        data = write_dataset({**splits, name: splits[name].select([])}, tmp_path / "data")
+        with pytest.raises(SystemExit, match=f"every split needs at least one slice.*{name}"):
+            run("--dataset", data)
+
+    def test_batches_larger_than_the_dataset(self, run):
+        with pytest.raises(SystemExit, match="fewer than one batch of 512"):
+            run("--batch_size", "512")
+
+    @pytest.fixture(autouse=True)
+    def nothing_is_left(self, tmp_path):
+        yield
+        assert not (tmp_path / "run").exists()
+
+
+class TestWeights:
+    def test_starting_weights_of_another_architecture(self, run, monkeypatch, tmp_path):
+        monkeypatch.setitem(PRESETS, "other", UNetConfig(hidden_sizes=[4, 6, 8], encoder_depths=[1, 1, 1]))
+        source = run("--model", "other", "--epochs", "1", folder="source") / "best"
+        with pytest.raises(SystemExit, match=r"^train\.py: error: .*source/best"):
+            run("--init_from", str(source))
+        assert not (tmp_path / "run").exists()
+
+    def test_a_state_of_another_architecture_is_refused_and_kept(self, run, monkeypatch):
+        folder = run("--epochs", "1")
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        monkeypatch.setitem(PRESETS, "tiny", UNetConfig(hidden_sizes=[4, 6], encoder_depths=[1, 1]))
+        with pytest.raises(SystemExit, match=r"step_\d{8} cannot be loaded: .*another architecture"):
+            run("--resume")
+        assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def test_a_loss_that_is_not_finite_names_the_slices(self, run, tmp_path):
+        with pytest.raises(SystemExit, match=r"the loss is (nan|inf).*not_finite\.json"):
+            run("--learning_rate", "1e30", "--warmup_ratio", "0", "--max_grad_norm", "0", "--epochs", "6")
+        slices = json.loads((tmp_path / "run" / "not_finite.json").read_text())["patient_id:slice_index"]
+        assert len(set(slices)) == 4
+        assert all(re.fullmatch(r"TCGA_PH_\d{4}_\d{8}:\d+", name) for name in slices)
+
+
+@pytest.mark.usefixtures("capsys")  # pytest's own file of the output must not fill up
+class TestFullDisk:
+    """A limit on the size of files, which stops writing in the middle of one as a full disk does."""
+
+    @pytest.fixture
+    def run_with_files_up_to(self, run):
+        def run_limited(size: int, *arguments: str) -> None:
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+            try:
+                run(*arguments)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+        run("--dry_run")  # what `datasets` writes lies in its cache from here on
+        return run_limited
+
+    @pytest.mark.parametrize(("size", "file"), [(500, "args.json"), (6000, "best"), (30_000, "(png|step_)")])
+    def test_stops_and_goes_on_when_there_is_room(self, run_with_files_up_to, run, tmp_path, size, file):
+        with pytest.raises(SystemExit, match=rf"{file}\S* cannot be written: .*Make room") as error:
+            run_with_files_up_to(size)
+        assert isinstance(error.value.code, str)  # printed, and exits with 1
+        files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+        assert not [path for path in files if "unfinished" in str(path) or path.name.startswith(".")]
+        arguments = ["--resume"] if (tmp_path / "run" / "args.json").exists() else []
+        assert read_log(run(*arguments))[-1]["epoch"] == 2
+
+    def test_a_state_that_cannot_be_written_leaves_the_one_before(self, run_with_files_up_to, run, tmp_path):
+        folder = run("--epochs", "1")
+        (state,) = (folder / "checkpoints").iterdir()
+        before = load_file(state / "model.safetensors").keys()
+        with pytest.raises(SystemExit, match=f"--resume goes on from {state.name}"):
+            run_with_files_up_to(6000, "--resume")
+        assert [path.name for path in (folder / "checkpoints").iterdir()] == [state.name]
+        assert load_file(state / "model.safetensors").keys() == before
+        assert read_log(run("--resume"))[-1]["epoch"] == 2

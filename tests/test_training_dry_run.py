@@ -1,0 +1,86 @@
+"""train.py --dry_run: what it prints agrees with what is counted and measured otherwise, and nothing is left."""
+
+import math
+import re
+
+import pytest
+import torch
+from tiny_models import TINY
+from torch import nn
+
+from modeling import PRESETS, build_model, preset_config
+from training.cost import model_of_shapes, step_cost
+from training.dry_run import duration
+
+pytest_plugins = ["training_fixtures"]
+
+
+class TestRun:
+    def test_tells_steps_memory_and_duration_and_leaves_no_folder(self, run, capsys):
+        folder = run("--dry_run", "--epochs", "5", "--gradient_accumulation_steps", "2", "--validate_every", "2")
+        assert not folder.exists()
+        output = capsys.readouterr().out
+        batches = int(re.search(r"5 epochs of (\d+) batches of 4", output)[1])
+        parameters = sum(parameter.numel() for parameter in build_model("tiny").parameters())
+        stages = [line.split() for line in output.splitlines() if re.match(r" +(48|64) ", line)]
+        assert [stage[:3] for stage in stages] == [
+            ["48", "2", str(2 * math.ceil(batches / 2))],
+            ["64", "3", str(3 * math.ceil(batches / 2))],
+        ]
+        assert f"parameters: {parameters:,}; steps: {5 * math.ceil(batches / 2)}" in output
+        assert re.search(r"expected duration: \d:\d\d:\d\d\n.*\n  3 validations of 2 patients: ", output)
+        assert all(float(stage[6]) < 5 for stage in stages)  # seconds per step
+
+    def test_a_run_that_is_there_stays_as_it_is(self, run):
+        folder = run("--epochs", "1")
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        run("--dry_run", "--batch_size", "8")
+        assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def test_durations_are_read_as_times(self):
+        assert duration(59.2) == "0:01:00"
+        assert duration(90061) == "1 day, 1:01:01"
+
+
+class TestCost:
+    @pytest.mark.parametrize("name", ["unet-5level", "transunet-small"])
+    def test_operations_are_those_of_the_layers(self, name, monkeypatch):
+        """Counted layer by layer on a real forward pass; two per product and sum."""
+        monkeypatch.setitem(PRESETS, name, preset_config(name, **TINY[name]))
+        model, counted = build_model(name).train(), 0
+
+        def count(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+            nonlocal counted
+            if isinstance(module, nn.Conv2d):
+                counted += 2 * output.numel() * module.weight[0].numel()
+            elif isinstance(module, nn.ConvTranspose2d):
+                counted += 2 * inputs[0].numel() * module.weight[0].numel()
+            elif isinstance(module, nn.Linear):
+                counted += 2 * output.numel() * module.in_features
+
+        for module in model.modules():
+            module.register_forward_hook(count)
+        model(pixel_values=torch.randn(2, 3, 64, 96))
+        cost = step_cost(model_of_shapes(name), 2, 64, 96)
+        attention = cost.forward_flops - counted  # products of queries, keys and values are no layer
+        assert (attention == 0) if name == "unet-5level" else (0 < attention < 0.1 * counted)
+        assert cost.flops == 3 * cost.forward_flops
+
+    def test_activations_are_those_that_a_real_forward_pass_keeps(self, monkeypatch):
+        monkeypatch.setitem(PRESETS, "unet-5level", preset_config("unet-5level", **TINY["unet-5level"]))
+        model = build_model("unet-5level").train()
+        parameters = {parameter.data_ptr() for parameter in model.parameters()}
+        kept = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        pixel_values = torch.randn(2, 3, 64, 96)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = model(pixel_values=pixel_values)
+        measured = sum(size for address, size in kept.items() if address not in parameters)
+        assert output.logits.shape == (2, 1, 64, 96)
+        assert step_cost(model_of_shapes("unet-5level"), 2, 64, 96).activation_bytes == pytest.approx(
+            measured, rel=0.05
+        )

@@ -1,0 +1,103 @@
+"""`train.py --dry_run`: what a run would cost, from a few of its real steps."""
+
+import argparse
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import islice
+
+import numpy as np
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from hub_dataset.loading import LesionBatchSampler
+
+from .cost import model_of_shapes, step_cost
+from .recipe import image_size_at
+
+TIMED_STEPS = 3
+OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1}  # values kept per parameter
+
+
+def print_estimate(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    sampler: LesionBatchSampler,
+    loader: DataLoader,
+    train_step: Callable[[dict], float],
+    validate_patient: Callable[[], object],
+    num_patients: int,
+) -> None:
+    """Print operations, steps, memory and duration of the run, for each image size and in all.
+
+    Takes `TIMED_STEPS` real steps at each size, after one that is not timed, and validates one patient; all processes
+    must call this.
+
+    Args:
+        train_step: trains on a batch of `loader` and waits for the result.
+        validate_patient: predicts and scores one patient.
+        num_patients: how many there are to validate.
+    """
+    shapes = model_of_shapes(args.model)
+    share = args.batch_size // accelerator.num_processes
+    num_parameters = sum(parameter.numel() for parameter in shapes.parameters())
+    resident = 4 * num_parameters * (3 + OPTIMIZER_COPIES[args.optimizer])  # weights, gradients, moving average
+    accelerator.print(
+        f"{'pixels':>6}{'epochs':>8}{'steps':>8}{'typical crop':>14}{'GFLOP/slice':>13}{'GFLOP/step':>12}"
+        f"{'s/step':>9}{'slices/s':>10}{'duration':>16}"
+    )
+    steps, training, activations = 0, 0.0, 0
+    for size, epochs in Counter(image_size_at(args.image_size, e, args.epochs) for e in range(args.epochs)).items():
+        sampler.image_size = size
+        sampler.seek(0)
+        crops = np.array([(batch[0].height, batch[0].width) for batch in sampler])
+        by_area = crops[np.argsort(crops.prod(axis=1), kind="stable")]
+        typical = step_cost(shapes, args.batch_size, *by_area[len(by_area) // 2].tolist())
+        activations = max(activations, step_cost(shapes, share, *by_area[-1].tolist()).activation_bytes)
+
+        seconds = seconds_per_pixel(loader, train_step) * crops.prod(axis=1).mean()
+        stage_seconds = seconds * sampler.num_batches * epochs
+        stage_steps = epochs * math.ceil(sampler.num_batches / args.gradient_accumulation_steps)
+        steps, training = steps + stage_steps, training + stage_seconds
+        accelerator.print(
+            f"{size:6}{epochs:8}{stage_steps:8}{'{}x{}'.format(*by_area[len(by_area) // 2]):>14}"
+            f"{typical.forward_flops / args.batch_size / 1e9:13.2f}{typical.flops / 1e9:12.1f}{seconds:9.2f}"
+            f"{args.batch_size / seconds:10.1f}{duration(stage_seconds):>16}"
+        )
+    started = time.perf_counter()
+    validate_patient()
+    validations = math.ceil(args.epochs / args.validate_every)
+    validation = (time.perf_counter() - started) * math.ceil(num_patients / accelerator.num_processes) * validations
+    accelerator.print(
+        f"GFLOP/slice: one forward pass. GFLOP/step: forward and backward of {args.batch_size} slices.\n"
+        f"parameters: {num_parameters:,}; steps: {steps:,}\n"
+        f"memory per process, in float32, beside the libraries' own: {gib(resident + activations)}\n"
+        f"  weights, gradients, optimiser, moving average: {gib(resident)}\n"
+        f"  activations of {share} slices at the largest crop: {gib(activations)}\n"
+        f"expected duration: {duration(training + validation)}\n"
+        f"  training: {duration(training)}\n"
+        f"  {validations} validations of {num_patients} patients: {duration(validation)}"
+    )
+
+
+def seconds_per_pixel(loader: DataLoader, train_step: Callable[[dict], float]) -> float:
+    """Wall time of a step divided by the pixels of a slice's crop, waiting for the batch included."""
+    timed = []
+    started = time.perf_counter()
+    for batch in islice(loader, 1 + TIMED_STEPS):
+        train_step(batch)
+        finished = time.perf_counter()
+        timed.append((finished - started, math.prod(batch["pixel_values"].shape[-2:])))
+        started = finished
+    timed = timed[1:] or timed  # the first waits for the workers to start
+    return sum(seconds for seconds, _ in timed) / sum(pixels for _, pixels in timed)
+
+
+def duration(seconds: float) -> str:
+    return str(timedelta(seconds=math.ceil(seconds)))
+
+
+def gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
