@@ -1,0 +1,58 @@
+"""Train with `transformers.Trainer`: dataset, models and processor are the usual classes, and the model has its loss.
+
+    python -m examples.trainer --dataset data/lgg --output_dir runs/trainer
+
+The shortest way to a model. train.py has what makes a good one: augmentation, crops, batches with enough lesions, a
+moving average of the weights, and validation by patient.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainingArguments
+
+from hub_dataset.loading import load_splits
+from modeling import PRESETS, BrainMRIImageProcessor, build_model
+
+
+def train(preset: str, dataset: str, **arguments) -> Trainer:
+    """Train on the dataset's split for it and save model and processor; `arguments` go to `TrainingArguments`."""
+    splits = load_splits(dataset)
+    model = build_model(preset)
+    processor = BrainMRIImageProcessor(size_divisor=model.config.size_divisor)
+
+    def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+        inputs = processor(images=[row["image"] for row in rows], return_tensors="pt")
+        labels = torch.zeros(len(rows), *inputs["pixel_values"].shape[-2:], dtype=torch.long)
+        for label, row in zip(labels, rows, strict=True):  # the processor pads at the bottom and on the right
+            label[: row["mask"].height, : row["mask"].width] = torch.from_numpy(np.asarray(row["mask"]) > 0)
+        return {**inputs, "labels": labels}
+
+    trainer = Trainer(
+        model,
+        TrainingArguments(remove_unused_columns=False, report_to="none", **arguments),
+        data_collator=collate,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=processor,
+    )
+    trainer.train()
+    trainer.save_model()
+    return trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="unet-5level", choices=list(PRESETS), help="preset")
+    parser.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--num_train_epochs", type=int, default=3)
+    parser.add_argument("--per_device_train_batch_size", type=int, default=8)
+    arguments = vars(parser.parse_args())
+    trainer = train(arguments.pop("model"), arguments.pop("dataset"), **arguments)
+    print(trainer.evaluate())
+
+
+if __name__ == "__main__":
+    main()
