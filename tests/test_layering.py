@@ -17,7 +17,7 @@ ALLOWED = {
     "space": {"modeling"},
     "app": {"modeling", "space"},
     "examples": {"modeling", "hub_dataset"},
-    "benchmarks": {"modeling", "hub_dataset", "evaluate"},
+    "benchmarks": {"modeling", "hub_dataset", "evaluate", "training"},
 }
 TRAVELLING_LIBRARIES = {"torch", "numpy", "PIL", "transformers", "huggingface_hub"}
 
