@@ -1,6 +1,6 @@
 """Draw the README's picture: slices of the generated phantom, with a model's outline and the true one.
 
-python -m examples.make_figure [--checkpoint checkpoints/unet-5level] [--output docs/figures/phantom.png]
+python -m examples.make_figure [--checkpoint checkpoints/transunet-small] [--output docs/figures/phantom.png]
 """
 
 import argparse
@@ -18,7 +18,7 @@ NUM_SLICES = 24
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="checkpoints/unet-5level")
+    parser.add_argument("--checkpoint", default="checkpoints/transunet-small")
     parser.add_argument("--output", type=Path, default=Path("docs/figures/phantom.png"))
     args = parser.parse_args()
     model, processor = load_model(args.checkpoint)
