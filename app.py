@@ -1,4 +1,4 @@
-"""The Space: outlines the FLAIR abnormality of a lower-grade glioma on one brain MR slice.
+"""The Space: outlines the FLAIR abnormality of a lower-grade glioma on a brain MR slice or volume.
 
     python app.py                                        # http://127.0.0.1:7860, on the weights in checkpoints/
     MODEL_IDS=user/model,runs/my-unet python app.py      # further models: Hub ids or directories
@@ -12,10 +12,11 @@ import os
 from pathlib import Path
 
 import gradio as gr
-from gradio_client.utils import is_http_url_like
 
+from space.components import NOTICE, ON_MODEL, PRIVATE, picture, refuse_urls, threshold_slider
 from space.handlers import default_model, describe_result, find_models, preview, segment, shown_to_people
 from space.uploads import EXAMPLES, MAX_FILE_SIZE
+from space.volume_tab import volume_tab
 
 EXAMPLE_NAMES = {
     "Lesion": "lesion.png",
@@ -27,18 +28,13 @@ EXAMPLE_NAMES = {
 TITLE = "Lower-grade glioma on brain MR"
 HEADER = f"""
 <h1>{TITLE}</h1>
-<p>Outlines the FLAIR abnormality of a lower-grade glioma on one axial slice.</p>
+<p>Outlines the FLAIR abnormality of a lower-grade glioma on axial MR slices.</p>
 """
 FORMAT_HINT = """
 <p class="hint">PNG, JPEG or TIFF, 8 or 16 bit. RGB in the order pre-contrast T1, FLAIR, post-contrast T1, or one grey
 FLAIR image. The axial slice should show the whole head.</p>
 """
 EXAMPLES_HINT = '<p class="hint">Or pick an example (generated, not from patients):</p>'
-NOTICE = """
-<p class="notice"><strong>Research only, anonymised images only.</strong> Not a medical device, not for diagnosis or
-treatment. Remove names and dates from the image, its file name and its metadata. Uploads and results are deleted
-within the hour.</p>
-"""
 NOTHING_YET = '<p class="provenance">The measurements appear here once a slice has been outlined.</p>'
 SCALE = """
 <div class="scale" role="img" aria-label="Colour scale of the probability map, from 0 to 1">
@@ -66,7 +62,7 @@ def theme() -> gr.themes.Base:
 
 
 def build_demo(models: dict[str, str]) -> gr.Blocks:
-    """The page and its two public endpoints, /segment_slice and /list_models, on the given models."""
+    """The page and its public endpoints, /segment_slice, /segment_volume and /list_models, on the given models."""
     gr.set_static_paths(EXAMPLES)  # served from where they are: copies in the upload folder would be deleted
 
     @shown_to_people
@@ -116,7 +112,7 @@ def build_demo(models: dict[str, str]) -> gr.Blocks:
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 1800)) as demo:
         gr.HTML(HEADER, elem_id="header", padding=False)
-        with gr.Row():
+        with gr.Tab("Slice"), gr.Row():
             with gr.Column(scale=2, min_width=300):
                 slice_file = gr.File(label="Slice", height=130, elem_id="slice")
                 gr.HTML(FORMAT_HINT, padding=False)
@@ -127,10 +123,7 @@ def build_demo(models: dict[str, str]) -> gr.Blocks:
                         for label, name in EXAMPLE_NAMES.items()
                     }
                 model = gr.Dropdown(list(models), value=default_model(models), label="Model", elem_id="model")
-                threshold = gr.Slider(
-                    0.05, 0.95, value=0.5, step=0.05, label="Threshold", elem_id="threshold",
-                    info="Probability from which a pixel belongs to the lesion",
-                )  # fmt: skip
+                threshold = threshold_slider("threshold", "pixel")
                 gr.HTML(NOTICE, padding=False)
                 run = gr.Button("Outline the lesion", variant="primary", elem_id="run")
             with gr.Column(scale=5, min_width=320):
@@ -143,25 +136,30 @@ def build_demo(models: dict[str, str]) -> gr.Blocks:
                 with gr.Row(elem_id="facts"):
                     measurements = gr.HTML(NOTHING_YET, padding=False, elem_id="measurements")
                     mask = gr.DownloadButton(
-                        "Download the mask (PNG)", interactive=False, size="md", scale=0, min_width=240, elem_id="mask"
+                        "Download the mask (PNG)",
+                        interactive=False,
+                        size="md",
+                        scale=0,
+                        min_width=240,
+                        elem_id="mask",
                     )
+        with gr.Tab("Volume"):
+            volume_tab(models)
         shown = gr.State(False)
 
         results = [view, probability, measurements, mask, shown]
-        private = {"api_visibility": "private"}
-        on_model = {"concurrency_id": "model", "concurrency_limit": 1}
         for path, button in examples.items():
-            button.click(lambda path=path: path, None, slice_file, queue=False, show_progress="hidden", **private)
+            button.click(lambda path=path: path, None, slice_file, queue=False, show_progress="hidden", **PRIVATE)
         slice_file.change(
             lambda: (None, None, NOTHING_YET, gr.DownloadButton(value=None, interactive=False), False),
-            None, results, queue=False, show_progress="hidden", **private,
-        ).then(show_slice, slice_file, view, concurrency_limit=4, **private)  # fmt: skip
+            None, results, queue=False, show_progress="hidden", **PRIVATE,
+        ).then(show_slice, slice_file, view, concurrency_limit=4, **PRIVATE)  # fmt: skip
         run.click(
-            show_result, [slice_file, model, threshold], results, show_progress_on=probability, **on_model, **private
+            show_result, [slice_file, model, threshold], results, show_progress_on=probability, **ON_MODEL, **PRIVATE
         )
         gr.on(
             [model.input, threshold.input], update_result, [shown, slice_file, model, threshold], results,
-            show_progress="hidden", trigger_mode="always_last", **on_model, **private,
+            show_progress="hidden", trigger_mode="always_last", **ON_MODEL, **PRIVATE,
         )  # fmt: skip
 
         # The endpoints have components of their own, which are not shown: text and number reach the handler unchecked,
@@ -181,7 +179,7 @@ def build_demo(models: dict[str, str]) -> gr.Blocks:
                 gr.JSON(label="measurements", visible=False),
             ],
             api_name="segment_slice",
-            **on_model,
+            **ON_MODEL,
         )
 
         gr.Button(visible=False).click(
@@ -190,24 +188,6 @@ def build_demo(models: dict[str, str]) -> gr.Blocks:
         for component in (slice_file, api_file):
             refuse_urls(component)
     return demo.queue(max_size=32, api_open=False)
-
-
-def picture(label: str, **options) -> gr.Image:
-    return gr.Image(
-        label=label, format="png", type="filepath", interactive=False, buttons=["download", "fullscreen"], **options
-    )
-
-
-def refuse_urls(component: gr.File) -> None:
-    """Keep Gradio from fetching a URL that an API client sends in the place of an upload."""
-    accept = component.async_move_resource_to_block_cache
-
-    async def accept_uploads_only(path):
-        if is_http_url_like(str(path)):
-            raise gr.Error("A URL came instead of a file. Download the slice and upload it.", print_exception=False)
-        return await accept(path)
-
-    component.async_move_resource_to_block_cache = accept_uploads_only
 
 
 def launch(demo: gr.Blocks, **options):

@@ -1,5 +1,6 @@
 """The app on a real server, without a browser: its endpoints, what it refuses, and how it is served."""
 
+import gzip
 import io
 import json
 import os
@@ -7,9 +8,11 @@ import subprocess
 import sys
 import threading
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import httpx
+import nibabel as nib
 import numpy as np
 import pytest
 from app_files import free_port, make_slice
@@ -17,8 +20,10 @@ from gradio.route_utils import delete_files_created_by_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from volume_samples import as_nifti, head, save_nifti
 
 import app
+from modeling.inference import load_model, segment_volume
 from space.results import sweep
 
 pytest_plugins = ["app_fixtures"]
@@ -40,9 +45,13 @@ def slice_path(tmp_path):
     return path
 
 
-def fetch(address: str, file: dict | str) -> np.ndarray:
+def download(address: str, file: dict | str) -> bytes:
     path = file["path"] if isinstance(file, dict) else file
-    return np.asarray(Image.open(io.BytesIO(httpx.get(f"{address}/gradio_api/file={path}").content)))
+    return httpx.get(f"{address}/gradio_api/file={path}").content
+
+
+def fetch(address: str, file: dict | str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(download(address, file))))
 
 
 def call_raw(address: str, data: list) -> str:
@@ -53,14 +62,42 @@ def call_raw(address: str, data: list) -> str:
     return httpx.get(f"{base}/{response.json()['event_id']}", timeout=60).text
 
 
-def test_two_endpoints_are_public_with_named_parameters(client):
+def test_the_public_endpoints_have_named_parameters(client):
     api = client.view_api(return_format="dict")
     assert not api["unnamed_endpoints"]
-    assert set(api["named_endpoints"]) == {"/segment_slice", "/list_models"}
+    assert set(api["named_endpoints"]) == {"/segment_slice", "/segment_volume", "/list_models"}
     segment = api["named_endpoints"]["/segment_slice"]
     parameters = {item["parameter_name"]: item["parameter_default"] for item in segment["parameters"]}
     assert parameters == {"image": None, "model": "tiny-a", "threshold": 0.5}
     assert [item["label"] for item in segment["returns"]] == ["mask", "outline", "probability map", "measurements"]
+    segment = api["named_endpoints"]["/segment_volume"]
+    parameters = {item["parameter_name"]: item["parameter_default"] for item in segment["parameters"]}
+    assert parameters == {"files": None, "model": "tiny-a", "threshold": 0.5}
+    assert [item["label"] for item in segment["returns"]] == ["mask", "everything", "measurements"]
+
+
+def test_a_volume_is_segmented_over_the_wire(client, server, models, tmp_path):
+    flair = head().slices[..., 1]
+    path = save_nifti(tmp_path / "case.nii.gz", flair)
+    mask, everything, measurements = client.predict(
+        files=[handle_file(path)], model="tiny-b", threshold=0.45, api_name="/segment_volume"
+    )
+    expected = segment_volume(*load_model(models["tiny-b"]), flair, threshold=0.45).mask
+    assert expected.any()
+    written = nib.Nifti1Image.from_bytes(gzip.decompress(download(server[0], mask)))
+    np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(as_nifti(expected).dataobj))
+    assert measurements["lesion_voxels"] == expected.sum()
+    with zipfile.ZipFile(io.BytesIO(download(server[0], everything))) as archive:
+        assert json.loads(archive.read("measurements.json")) == measurements
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"files": None}, "There is no file yet"), ({"model": "unknown"}, "Choose one of"), ({"threshold": 0}, "between")],
+)
+def test_bad_arguments_for_a_volume_come_back_as_sentences(client, slice_path, arguments, message):
+    with pytest.raises(AppError, match=message):
+        client.predict(**{"files": [handle_file(slice_path)]} | arguments, api_name="/segment_volume")
 
 
 def test_list_models(client):
@@ -165,7 +202,7 @@ def test_settings_that_keep_images_private(server):
     assert demo.state_session_capacity < 10_000
     assert demo._queue.max_size == 32
     on_model = [function for function in demo.fns.values() if function.concurrency_id == "model"]
-    assert len(on_model) == 3
+    assert len(on_model) == 5
     assert {function.concurrency_limit for function in on_model} == {1}
     images = [component for component in config["components"] if component["type"] == "image"]
     assert images

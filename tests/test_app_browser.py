@@ -3,11 +3,15 @@
 import io
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from app_files import make_slice, save_png16
 from PIL import Image
+from volume_samples import SPACING, as_nifti, head, save_nifti
 
+from modeling.inference import load_model
+from modeling.inference import segment_volume as run_model
 from modeling.visualization import PREDICTION_COLOR
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -157,6 +161,44 @@ def test_a_file_that_is_no_image_is_refused_in_words_and_takes_old_results_away(
     assert page.locator("#probability img").count() == 0
     assert "Lesion area" not in page.inner_text("#measurements")
     assert page.locator("#mask").is_disabled()
+
+
+def test_a_volume_from_upload_to_downloaded_mask(open_page, models, tmp_path):
+    flair = head().slices[..., 1]
+    path = save_nifti(tmp_path / "case.nii.gz", flair)
+    page = open_page()
+    page.get_by_role("tab", name="Volume").click()
+    page.set_input_files("#volume input[type=file]", path)
+    page.get_by_alt_text("FLAIR slice 7 of 12, not outlined yet").wait_for()
+    assert is_grey(shown(page, "#volume-view"))
+
+    page.click("#volume-run")
+    expected = run_model(*load_model(models["tiny-a"]), flair)
+    areas = expected.mask.sum(axis=(1, 2))
+    largest = int(areas.argmax())
+    assert 0 < areas[largest] < expected.mask[0].size
+    page.get_by_alt_text(f"FLAIR slice {largest + 1} of 12, lesion {areas[largest]:,} pixels").wait_for()
+    assert (shown(page, "#volume-view") == PREDICTION_COLOR).all(axis=-1).any()
+    facts = page.inner_text("#volume-measurements")
+    assert f"{areas.sum():,} voxels" in facts
+    assert f"{areas.sum() * np.prod(SPACING) / 1000:.1f} ml" in facts
+    page.locator("#volume-slice input[type=range]").press("Home")
+    page.locator("#volume-slice input[type=range]").press("ArrowRight")
+    page.get_by_alt_text(f"FLAIR slice 2 of 12, lesion {areas[1]:,} pixels").wait_for()
+
+    with page.expect_download() as started:
+        page.locator("#volume-mask").click()
+    started.value.save_as(tmp_path / "mask.nii.gz")
+    written = np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj)
+    np.testing.assert_array_equal(written, np.asarray(as_nifti(expected.mask).dataobj))
+
+    report = tmp_path / "report.nii.gz"
+    report.write_text("not a volume")
+    page.locator("#volume").get_by_label("Clear").click()
+    page.locator("#volume-view img").wait_for(state="detached")
+    page.set_input_files("#volume input[type=file]", report)
+    page.locator(".toast-body.error").wait_for()
+    assert page.locator("#volume-mask").is_disabled()
 
 
 def test_running_without_a_slice_says_what_to_do(open_page):

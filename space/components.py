@@ -1,0 +1,38 @@
+"""Parts that the page's tabs share: pictures, the notice, and files that are never fetched from a URL."""
+
+import gradio as gr
+from gradio_client.utils import is_http_url_like
+
+NOTICE = """
+<p class="notice"><strong>Research only, anonymised images only.</strong> Not a medical device, not for diagnosis or
+treatment. Remove names and dates from the image, its file name and its metadata. Uploads and results are deleted
+within the hour.</p>
+"""
+
+PRIVATE = {"api_visibility": "private"}
+ON_MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
+
+
+def picture(label: str, **options) -> gr.Image:
+    return gr.Image(
+        label=label, format="png", type="filepath", interactive=False, buttons=["download", "fullscreen"], **options
+    )
+
+
+def threshold_slider(elem_id: str, what: str) -> gr.Slider:
+    return gr.Slider(
+        0.05, 0.95, value=0.5, step=0.05, label="Threshold", elem_id=elem_id,
+        info=f"Probability from which a {what} belongs to the lesion",
+    )  # fmt: skip
+
+
+def refuse_urls(component: gr.File) -> None:
+    """Keep Gradio from fetching a URL that an API client sends in the place of an upload."""
+    accept = component.async_move_resource_to_block_cache
+
+    async def accept_uploads_only(path):
+        if is_http_url_like(str(path)):
+            raise gr.Error("A URL came instead of a file. Download the slice and upload it.", print_exception=False)
+        return await accept(path)
+
+    component.async_move_resource_to_block_cache = accept_uploads_only

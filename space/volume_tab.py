@@ -1,0 +1,181 @@
+"""The tab for whole volumes, and its endpoint /segment_volume."""
+
+import html
+from dataclasses import dataclass
+
+import gradio as gr
+import numpy as np
+
+from .components import NOTICE, ON_MODEL, PRIVATE, picture, refuse_urls, threshold_slider
+from .handlers import default_model, draw, shown_to_people
+from .volume_handlers import open_volume, segment_volume
+
+FORMATS = """
+<p class="hint">NIfTI (one file, or one per sequence named t1, flair, t1ce or the like), a DICOM series as ZIP, numbered
+slices or a ZIP of them, or a TIFF stack. The axial plane is found, and a missing sequence is copied from FLAIR.</p>
+"""
+NOTHING_YET = '<p class="provenance">The measurements appear here once a volume has been outlined.</p>'
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is on the screen: `flair` (S, H, W) uint8, and `mask` (S, H, W) bool, None before a model ran."""
+
+    flair: np.ndarray
+    mask: np.ndarray | None = None
+
+
+def volume_tab(models: dict[str, str]) -> None:
+    """Fill the tab that is open; `models` as from `find_models`."""
+
+    @shown_to_people
+    def show_preview(paths):
+        if not paths:
+            return gr.skip()
+        preview = open_volume(paths)
+        shown = Shown(preview.flair)
+        middle = len(preview.flair) // 2
+        return (
+            shown,
+            slice_picture(shown, middle + 1),
+            slice_slider(shown, middle + 1),
+            describe_volume(None, preview.description, preview.warnings),
+            *nothing()[4:],
+        )
+
+    @shown_to_people
+    def show_volume(paths, model, threshold, progress=gr.Progress()):  # noqa: B008 (Gradio looks for it there)
+        result = segment_volume(paths, model, threshold, models, progress)
+        shown = Shown(result.flair, result.mask)
+        largest = result.measurements["largest_slice"] + 1
+        return (
+            shown,
+            slice_picture(shown, largest),
+            slice_slider(shown, largest),
+            describe_volume(result.measurements, result.description, result.warnings),
+            area_plot(result.measurements),
+            gr.DownloadButton(value=result.masks["nifti"], interactive=True),
+            gr.DownloadButton(value=result.zip_path, interactive=True),
+        )
+
+    @shown_to_people
+    def segment_volume_api(files, model, threshold, progress=gr.Progress()):  # noqa: B008
+        """Outline the lesion in a volume.
+
+        Args:
+            files: the files of one examination: NIfTI, a zipped DICOM series, numbered slices, a ZIP, or a TIFF stack.
+            model: a name that /list_models gives.
+            threshold: probability from which a voxel belongs to the lesion, between 0 and 1.
+
+        Returns:
+            The mask as NIfTI in the input's own space, everything (masks, probabilities, outlines, measurements) as
+            ZIP, and the measurements: model, weights_sha256, threshold, postprocessing, num_slices, height, width,
+            spacing_mm, lesion_voxels, volume_ml, largest_slice (from 0), diameters_mm, reason (why a measurement is
+            missing), area_per_slice_pixels.
+        """
+        result = segment_volume(files, model, threshold, models, progress)
+        return result.masks["nifti"], result.zip_path, result.measurements
+
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            files = gr.File(label="Volume", file_count="multiple", height=130, elem_id="volume")
+            gr.HTML(FORMATS, padding=False)
+            model = gr.Dropdown(list(models), value=default_model(models), label="Model", elem_id="volume-model")
+            threshold = threshold_slider("volume-threshold", "voxel")
+            gr.HTML(NOTICE, padding=False)
+            run = gr.Button("Outline the lesion in the volume", variant="primary", elem_id="volume-run")
+        with gr.Column(scale=5, min_width=320):
+            view = picture("FLAIR", elem_id="volume-view")
+            position = gr.Slider(1, 2, value=1, step=1, label="Slice", visible=False, elem_id="volume-slice")
+            areas = gr.BarPlot(x="slice", y="area", y_title="lesion pixels", height=160, elem_id="volume-areas")
+            facts = gr.HTML(NOTHING_YET, padding=False, elem_id="volume-measurements")
+            with gr.Row():
+                mask = gr.DownloadButton("Mask (NIfTI)", interactive=False, size="md", elem_id="volume-mask")
+                everything = gr.DownloadButton("Everything (ZIP)", interactive=False, size="md", elem_id="volume-zip")
+    shown = gr.State(None)
+
+    results = [shown, view, position, facts, areas, mask, everything]
+    files.change(nothing, None, results, queue=False, show_progress="hidden", **PRIVATE).then(
+        show_preview, files, results, show_progress_on=view, concurrency_limit=2, **PRIVATE
+    )
+    run.click(show_volume, [files, model, threshold], results, show_progress_on=view, **ON_MODEL, **PRIVATE)
+    position.input(
+        slice_picture, [shown, position], view, show_progress="hidden", trigger_mode="always_last",
+        concurrency_limit=4, **PRIVATE,
+    )  # fmt: skip
+
+    # Hidden components of its own, as for /segment_slice.
+    api_files = gr.File(label="files", file_count="multiple", visible=False)
+    gr.Button(visible=False).click(
+        segment_volume_api,
+        [
+            api_files,
+            gr.Textbox(default_model(models), label="model", visible=False),
+            gr.Number(0.5, label="threshold", visible=False),
+        ],
+        [
+            gr.File(label="mask", visible=False),
+            gr.File(label="everything", visible=False),
+            gr.JSON(label="measurements", visible=False),
+        ],
+        api_name="segment_volume",
+        **ON_MODEL,
+    )
+    for component in (files, api_files):
+        refuse_urls(component)
+
+
+def nothing() -> tuple:
+    """The values of the page's parts where there is no volume: see `results` in `volume_tab`."""
+    no_file = gr.DownloadButton(value=None, interactive=False)
+    return None, None, gr.Slider(visible=False), NOTHING_YET, None, no_file, no_file
+
+
+def slice_picture(shown: Shown | None, number: int) -> gr.Image | None:
+    """Slice `number`, counted from 1, with its outline."""
+    if shown is None:
+        return None
+    index = min(max(int(number), 1), len(shown.flair)) - 1
+    outlined = np.zeros(shown.flair.shape[1:], dtype=bool) if shown.mask is None else shown.mask[index]
+    what = "not outlined yet" if shown.mask is None else f"lesion {outlined.sum():,} pixels"
+    return gr.Image(
+        draw(shown.flair[index], outlined),
+        label=f"FLAIR, slice {index + 1} of {len(shown.flair)}",
+        alt_text=f"FLAIR slice {index + 1} of {len(shown.flair)}, {what}",
+    )
+
+
+def slice_slider(shown: Shown, number: int) -> gr.Slider:
+    """The slider for these slices; hidden where there is only one."""
+    return gr.Slider(1, max(2, len(shown.flair)), value=number, visible=len(shown.flair) > 1)
+
+
+def area_plot(measurements: dict):
+    """The lesion's area in every slice, numbered from 1, for `gr.BarPlot`."""
+    import pandas as pd
+
+    areas = measurements["area_per_slice_pixels"]
+    return pd.DataFrame({"slice": range(1, len(areas) + 1), "area": areas})
+
+
+def describe_volume(measurements: dict | None, description: str, warnings: list[str]) -> str:
+    """Measurements, where there are any, what was read, and what looks wrong with it, in HTML."""
+    text = ""
+    if measurements:
+        facts = {"Lesion": f"{measurements['lesion_voxels']:,} voxels"}
+        if measurements["volume_ml"] is not None:
+            facts["Volume"] = f"{measurements['volume_ml']:.1f} ml"
+        if measurements["diameters_mm"]:
+            long, short = measurements["diameters_mm"]
+            facts["Diameters on the largest slice"] = f"{long:.0f} × {short:.0f} mm"
+        rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
+        text = f'<dl class="measurements">{rows}</dl>'
+        if measurements["reason"]:
+            text += f"<p>{html.escape(measurements['reason'])}</p>"
+        model = html.escape(measurements["model"])
+        text += f'<p class="provenance">{model} at threshold {measurements["threshold"]:.2f}</p>'
+    text += f'<p class="provenance">{html.escape(description)}</p>'
+    if warnings:
+        items = "".join(f"<li>{html.escape(warning)}</li>" for warning in warnings)
+        text += f'<ul class="warnings" aria-label="What looks wrong">{items}</ul>'
+    return text
