@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from hub_dataset.loading import load_splits
 from hub_dataset.patients import Patient, group_by_patient, read_patient
-from modeling.image_processing_brain_mri import brain_mask, to_channels
+from modeling.image_processing_brain_mri import FLAIR, brain_mask, to_channels
 from modeling.metrics import score_volume, slice_dice, summarize
 from modeling.postprocessing import fill_holes, largest_component, postprocess_volume
 
@@ -53,8 +53,11 @@ def parse_args() -> argparse.Namespace:
 
 def brain(patient: Patient) -> np.ndarray:
     """(S, H, W) bool: the brain in each slice, its holes filled, so that dark lesions stay inside."""
-    masks = [ndimage.binary_fill_holes(brain_mask(to_channels(image))) for image in patient.slices]
-    return np.stack(masks)
+    masks = np.zeros(patient.truth.shape, dtype=bool)
+    for mask, image in zip(masks, patient.slices, strict=True):
+        if np.ptp(image[..., FLAIR]):  # slices beyond the head may be black throughout
+            mask[:] = ndimage.binary_fill_holes(brain_mask(to_channels(image)))
+    return masks
 
 
 def irregularity(mask: np.ndarray) -> float:

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from benchmarks.error_analysis import calibration_error, fit_temperature, irregularity, reliability
+from benchmarks.error_analysis import brain, calibration_error, fit_temperature, irregularity, reliability
+from hub_dataset.patients import Patient
+from hub_dataset.phantom import phantom_volume
 
 
 def disc(radius: float, size: int = 101) -> np.ndarray:
@@ -45,3 +47,12 @@ def test_empty_bins_are_undefined():
     assert count.tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 0, 1]
     assert np.isnan(share[1:9]).all()
     assert share[9] == 1
+
+
+def test_the_brain_is_found_in_slices_with_a_head_and_nowhere_else():
+    slices, mask = phantom_volume(0, num_slices=6, size=64)
+    slices[0] = 0
+    found = brain(Patient("phantom", list(range(1, 7)), slices, mask))
+    assert found.shape == mask.shape
+    assert not found[0].any()
+    assert 0.05 < found[3].mean() < 0.5
