@@ -1,4 +1,6 @@
-"""Parts that the page's tabs share: pictures, the notice, and files that are never fetched from a URL."""
+"""Parts that the page's tabs share: pictures, the notice, warnings, and files that are never fetched from a URL."""
+
+import html
 
 import gradio as gr
 from gradio_client.utils import is_http_url_like
@@ -14,9 +16,11 @@ ON_MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
 
 
 def picture(label: str, **options) -> gr.Image:
+    """An image that is shown, not edited, lossless."""
     return gr.Image(
-        label=label, format="png", type="filepath", interactive=False, buttons=["download", "fullscreen"], **options
-    )
+        label=label, format="png", type="filepath", interactive=False, buttons=["download", "fullscreen"],
+        elem_classes="mr", **options,
+    )  # fmt: skip
 
 
 def threshold_slider(elem_id: str, what: str) -> gr.Slider:
@@ -26,13 +30,30 @@ def threshold_slider(elem_id: str, what: str) -> gr.Slider:
     )  # fmt: skip
 
 
+def no_file() -> gr.DownloadButton:
+    """What a download is while there is nothing to take away."""
+    return gr.DownloadButton(value=None, interactive=False)
+
+
+def facts_list(facts: dict[str, str]) -> str:
+    """Names and values, in HTML."""
+    rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
+    return f'<dl class="measurements">{rows}</dl>'
+
+
+def warnings_list(warnings: list[str]) -> str:
+    """Sentences on what looks wrong, in HTML; empty where nothing does."""
+    items = "".join(f"<li>{html.escape(warning)}</li>" for warning in warnings)
+    return f'<ul class="warnings" aria-label="What to know of this input">{items}</ul>' if warnings else ""
+
+
 def refuse_urls(component: gr.File) -> None:
     """Keep Gradio from fetching a URL that an API client sends in the place of an upload."""
     accept = component.async_move_resource_to_block_cache
 
     async def accept_uploads_only(path):
         if is_http_url_like(str(path)):
-            raise gr.Error("A URL came instead of a file. Download the slice and upload it.", print_exception=False)
+            raise gr.Error("A URL came instead of a file. Download the file and upload it.", print_exception=False)
         return await accept(path)
 
     component.async_move_resource_to_block_cache = accept_uploads_only

@@ -6,6 +6,7 @@ They raise `InputError` for what people can mend. `modeling` is imported inside 
 import hashlib
 import html
 import logging
+import math
 import os
 import uuid
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from .results import file_stem, new_folder, write_slice_zip
-from .uploads import InputError, read_channels, read_slice
+from .uploads import InputError, read_channels
 
 Progress = Callable[..., object]  # takes the part done, 0 to 1, and `desc`
 
@@ -28,6 +29,7 @@ CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 PREFERRED_MODELS = ("transunet-small", "unet-5level")
 LFS_POINTER_SIZE = 1024  # bytes; what a clone without Git LFS holds in place of weights is smaller
 DISPLAY_SIDE = 768  # pixels; small slices are enlarged up to this
+MAX_ATTENTION_TOKENS = 1024  # their weights grow with the square: above, they would take gigabytes
 
 
 def no_progress(*args, **kwargs) -> None:
@@ -113,38 +115,26 @@ def check_request(model: str, threshold: float, models: dict[str, str]) -> None:
 class SlicePreview:
     """An uploaded slice before any model ran."""
 
-    pixels: np.ndarray  # (H, W) FLAIR or (H, W, 3), the intensities as they came
+    picture: Image.Image  # FLAIR in grey, RGB, enlarged for display
     warnings: list[str]  # sentences on what looks wrong
 
 
 @dataclass(frozen=True)
 class SliceResult:
-    """One segmented slice, ready to show."""
+    """One segmented slice, ready to show; files lie in the upload folder."""
 
-    pixels: np.ndarray  # as in `SlicePreview`
-    probabilities: np.ndarray  # (H, W) float32 in [0, 1]
-    mask: np.ndarray  # (H, W) bool
-    uncertainty: np.ndarray | None  # (H, W) float32 in [0, 1], see `test_time_augmentation.disagreement`
     outline: Image.Image  # FLAIR in grey with the outline of the mask, RGB, enlarged for display
     probability_map: Image.Image  # RGB, as large
-    mask_path: str  # PNG of the slice's size, 0 or 255, in the upload folder
-    zip_path: str  # mask, probabilities, pictures and measurements, in the upload folder
+    uncertainty_map: Image.Image | None  # likewise, of `test_time_augmentation.disagreement`
+    peak: tuple[int, int]  # (row, column) of the highest probability, in pixels of the slice
+    mask_path: str  # PNG of the slice's size, 0 or 255
+    zip_path: str  # mask, probabilities, pictures and measurements
     measurements: dict  # what /segment_slice documents
     warnings: list[str]
 
 
-def preview(path: str | None) -> Image.Image:
-    """The FLAIR channel of an uploaded slice in grey; no model runs.
-
-    Raises:
-        InputError: as `read_slice`.
-    """
-    pixels = read_slice(path)
-    return draw(pixels, np.zeros(pixels.shape[:2], dtype=bool))
-
-
 def preview_slice(flair: str | None, pre: str | None = None, post: str | None = None) -> SlicePreview:
-    """The pixels of an uploaded slice and what looks wrong with them; no model runs.
+    """An uploaded slice in grey and what looks wrong with it; no model runs.
 
     Raises:
         InputError: as `read_channels`.
@@ -152,15 +142,28 @@ def preview_slice(flair: str | None, pre: str | None = None, post: str | None = 
     from modeling.input_checks import check_slice
 
     pixels, notes = read_channels(flair, pre, post)
-    return SlicePreview(pixels, notes + [finding.message for finding in check_slice(pixels)])
+    picture = draw(pixels, np.zeros(pixels.shape[:2], dtype=bool))
+    return SlicePreview(picture, notes + [finding.message for finding in check_slice(pixels)])
 
 
 def draw(pixels: np.ndarray, mask: np.ndarray) -> Image.Image:
     """FLAIR in grey with the mask's outline, enlarged by a whole number to what a screen shows well."""
     from modeling.visualization import draw_outline
 
-    scale = max(1, DISPLAY_SIDE // max(mask.shape))
+    scale = display_scale(mask.shape)
     return draw_outline(pixels, mask, scale=scale, width=scale)
+
+
+def display_scale(size: tuple[int, int]) -> int:
+    """How many times a slice of (height, width) pixels is enlarged for display."""
+    return max(1, DISPLAY_SIDE // max(size))
+
+
+def heatmap(values: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """(H, W) in [0, 1] as colours, enlarged to (width, height) pixels."""
+    from modeling.visualization import probability_heatmap
+
+    return probability_heatmap(values).resize(size, Image.Resampling.BICUBIC)
 
 
 def segment(
@@ -191,7 +194,6 @@ def segment(
     from modeling.inference import segment_slice
     from modeling.input_checks import check_slice
     from modeling.test_time_augmentation import disagreement
-    from modeling.visualization import probability_heatmap
 
     progress(0.1, desc=f"Loading {model}")
     network, processor = load(models[model])
@@ -203,9 +205,9 @@ def segment(
         spread = disagreement(network, processor, pixels[None], segmentation.probabilities[None])[0]
     progress(0.9, desc="Drawing")
     outline = draw(pixels, segmentation.mask)
-    heatmap = probability_heatmap(segmentation.probabilities).resize(outline.size, Image.Resampling.BICUBIC)
     height, width = segmentation.mask.shape
     area = int(segmentation.mask.sum())
+    warnings += [finding.message for finding in check_slice(pixels)]
     measurements = {
         "model": model,
         "weights_sha256": weights_sha256(models[model]),
@@ -215,6 +217,7 @@ def segment(
         "lesion_pixels": area,
         "lesion_percent": 100 * area / (height * width),
         "highest_probability": float(segmentation.probabilities.max()),
+        "warnings": warnings,
     }
     folder, stem = new_folder(), file_stem(flair)
     pictures = {
@@ -224,17 +227,16 @@ def segment(
     } | ({} if spread is None else {"uncertainty": as_16_bit(spread)})
     mask_path = folder / f"{stem}_mask.png"
     Image.fromarray(pictures["mask"]).save(mask_path)
+    peak = np.unravel_index(segmentation.probabilities.argmax(), segmentation.mask.shape)
     return SliceResult(
-        pixels=pixels,
-        probabilities=segmentation.probabilities,
-        mask=segmentation.mask,
-        uncertainty=spread,
         outline=outline,
-        probability_map=heatmap,
+        probability_map=heatmap(segmentation.probabilities, outline.size),
+        uncertainty_map=None if spread is None else heatmap(spread, outline.size),
+        peak=(int(peak[0]), int(peak[1])),
         mask_path=str(mask_path),
         zip_path=write_slice_zip(folder / f"{stem}_results.zip", stem, pictures, measurements),
         measurements=measurements,
-        warnings=warnings + [finding.message for finding in check_slice(pixels)],
+        warnings=warnings,
     )
 
 
@@ -243,52 +245,45 @@ def as_16_bit(fractions: np.ndarray) -> np.ndarray:
     return np.rint(fractions * 65535).astype(np.uint16)
 
 
-def attention(path: str | None, model: str, row: int, column: int, models: dict[str, str]) -> Image.Image:
+def attention(
+    flair: str | None,
+    model: str,
+    point: tuple[int, int],
+    models: dict[str, str],
+    pre: str | None = None,
+    post: str | None = None,
+) -> Image.Image:
     """Where a TransUNet attends from a point of a slice, drawn over FLAIR.
 
     Args:
-        path: the slice, in one file.
-        row, column: the point, in pixels of the slice.
+        flair, pre, post: the slice, as for `segment`.
+        point: (row, column) in pixels of the slice.
 
     Raises:
         InputError: an unusable slice, an unknown model or one without attention, or a point outside the slice.
     """
     check_request(model, 0.5, models)
-    pixels = read_slice(path)
+    pixels, _ = read_channels(flair, pre, post)
     height, width = pixels.shape[:2]
-    in_range = (
-        all(isinstance(place, int | float) for place in (row, column)) and 0 <= row < height and 0 <= column < width
-    )
-    if not in_range:
-        raise InputError(f"The point ({row!r:.20}, {column!r:.20}) is outside the slice of {height}×{width} pixels.")
+    if not (0 <= point[0] < height and 0 <= point[1] < width):
+        raise InputError(f"The point {point} is outside the slice of {height}×{width} pixels.")
 
     import torch
 
+    from modeling import TransUNetConfig
     from modeling.visualization import attention_from_point, draw_attention
 
     network, processor = load(models[model])
-    if network.config.model_type != "transunet":
-        raise InputError(f"{model!r} has no attention to show, being convolutional. Choose a TransUNet.")
-    point, token = (int(row), int(column)), network.config.size_divisor
+    if network.config.model_type != TransUNetConfig.model_type:
+        raise InputError(f"{model} has no attention to show: it is a U-Net, which only convolves. Choose a TransUNet.")
+    token = network.config.size_divisor
+    if -(-height // token) * -(-width // token) > MAX_ATTENTION_TOKENS:
+        side = token * math.isqrt(MAX_ATTENTION_TOKENS)
+        raise InputError(
+            f"The slice has {width}×{height} pixels; attention is drawn up to {side}×{side}. Give a smaller slice."
+        )
     with torch.inference_mode():
         inputs = processor(images=pixels, size_divisor=token, return_tensors="pt")
         weights = network(**inputs, output_attentions=True).attentions
     grid = attention_from_point([layer[0].numpy() for layer in weights], point, (height, width), token)
-    return draw_attention(pixels, grid, point, token, scale=max(1, DISPLAY_SIDE // max(height, width)))
-
-
-def describe_result(measurements: dict) -> str:
-    """The measurements as the page shows them, in HTML."""
-    area, percent = measurements["lesion_pixels"], measurements["lesion_percent"]
-    size = f"{measurements['width']} × {measurements['height']} pixels"
-    facts = {
-        "Lesion area": f"{area:,} px",
-        "Share of the slice": f"{percent:.2f} %",
-        "Highest probability": f"{measurements['highest_probability']:.2f}",
-    }
-    rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
-    remark = "" if area else "<p>No lesion outlined: no pixel reaches the threshold.</p>"
-    return (
-        f'<dl class="measurements">{rows}</dl>{remark}<p class="provenance">{html.escape(measurements["model"])} at '
-        f"threshold {measurements['threshold']:.2f}, slice of {size}</p>"
-    )
+    return draw_attention(pixels, grid, point, token, scale=display_scale((height, width)))

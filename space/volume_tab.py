@@ -6,7 +6,17 @@ from dataclasses import dataclass
 import gradio as gr
 import numpy as np
 
-from .components import NOTICE, ON_MODEL, PRIVATE, picture, refuse_urls, threshold_slider
+from .components import (
+    NOTICE,
+    ON_MODEL,
+    PRIVATE,
+    facts_list,
+    no_file,
+    picture,
+    refuse_urls,
+    threshold_slider,
+    warnings_list,
+)
 from .handlers import default_model, draw, shown_to_people
 from .volume_handlers import open_volume, segment_volume
 
@@ -127,8 +137,7 @@ def volume_tab(models: dict[str, str]) -> None:
 
 def nothing() -> tuple:
     """The values of the page's parts where there is no volume: see `results` in `volume_tab`."""
-    no_file = gr.DownloadButton(value=None, interactive=False)
-    return None, None, gr.Slider(visible=False), NOTHING_YET, None, no_file, no_file
+    return None, None, gr.Slider(visible=False), NOTHING_YET, None, no_file(), no_file()
 
 
 def slice_picture(shown: Shown | None, number: int) -> gr.Image | None:
@@ -168,14 +177,9 @@ def describe_volume(measurements: dict | None, description: str, warnings: list[
         if measurements["diameters_mm"]:
             long, short = measurements["diameters_mm"]
             facts["Diameters on the largest slice"] = f"{long:.0f} × {short:.0f} mm"
-        rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
-        text = f'<dl class="measurements">{rows}</dl>'
+        text = facts_list(facts)
         if measurements["reason"]:
             text += f"<p>{html.escape(measurements['reason'])}</p>"
         model = html.escape(measurements["model"])
         text += f'<p class="provenance">{model} at threshold {measurements["threshold"]:.2f}</p>'
-    text += f'<p class="provenance">{html.escape(description)}</p>'
-    if warnings:
-        items = "".join(f"<li>{html.escape(warning)}</li>" for warning in warnings)
-        text += f'<ul class="warnings" aria-label="What looks wrong">{items}</ul>'
-    return text
+    return f'{text}<p class="provenance">{html.escape(description)}</p>{warnings_list(warnings)}'

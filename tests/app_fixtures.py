@@ -19,17 +19,36 @@ def upload_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """Two tiny checkpoints with random weights, by name."""
+    """Tiny checkpoints with random weights, two U-Nets and a TransUNet, by name."""
     import torch
 
-    from modeling import BrainMRIImageProcessor, UNetConfig, UNetForSemanticSegmentation
+    from modeling import (
+        BrainMRIImageProcessor,
+        TransUNetConfig,
+        TransUNetForSemanticSegmentation,
+        UNetConfig,
+        UNetForSemanticSegmentation,
+    )
+
+    def tiny_unet():
+        config = UNetConfig(hidden_sizes=[4, 8], encoder_depths=[1, 1], decoder_depth=1)
+        return UNetForSemanticSegmentation(config)
+
+    def tiny_transunet():
+        stem = {"model_type": "lgg_efficientnet_lite", "embedding_size": 4, "hidden_sizes": [4, 4, 4, 4, 8]}
+        config = TransUNetConfig(
+            backbone_config=stem | {"depths": [1, 1, 1, 1, 1]}, hidden_size=16, num_hidden_layers=1,
+            num_attention_heads=2, head_dim=8, intermediate_size=16, decoder_channels=[4, 4, 4, 4],
+        )  # fmt: skip
+        return TransUNetForSemanticSegmentation(config)
 
     found = {}
-    for seed, name in enumerate(("tiny-a", "tiny-b")):
+    for seed, (name, build) in enumerate(
+        {"tiny-a": tiny_unet, "tiny-b": tiny_unet, "tiny-trans": tiny_transunet}.items()
+    ):
         torch.manual_seed(seed)
         folder = tmp_path_factory.mktemp("checkpoints") / name
-        config = UNetConfig(hidden_sizes=[4, 8], encoder_depths=[1, 1], decoder_depth=1)
-        UNetForSemanticSegmentation(config).save_pretrained(folder)
+        build().save_pretrained(folder)
         BrainMRIImageProcessor().save_pretrained(folder)
         found[name] = str(folder)
     return found

@@ -1,11 +1,14 @@
 """The app's handlers as plain functions, without a server."""
 
 import contextlib
+import hashlib
 import io
+import json
 import logging
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import gradio as gr
@@ -16,8 +19,11 @@ from PIL import Image
 
 import app
 from hub_dataset.phantom import phantom_volume
-from modeling.visualization import flair_to_grey
+from modeling.inference import load_model, segment_slice
+from modeling.test_time_augmentation import disagreement
+from modeling.visualization import REFERENCE_COLOR, flair_to_grey
 from space import handlers, uploads
+from space.slice_tab import EXAMPLE_NAMES, describe_result
 from space.uploads import InputError, read_slice
 
 pytest_plugins = ["app_fixtures"]
@@ -188,12 +194,86 @@ def test_no_damaged_file_gets_past_the_reader(upload, suffix):
 
 def test_preview_shows_flair_in_grey(upload):
     pixels = make_slice()
-    shown = np.asarray(handlers.preview(upload("slice.png", pixels)))
+    preview = handlers.preview_slice(upload("slice.png", pixels))
+    assert not preview.warnings
+    shown = np.asarray(preview.picture)
     scale = handlers.DISPLAY_SIDE // max(pixels.shape)
     assert shown.shape == (scale * pixels.shape[0], scale * pixels.shape[1], 3)
     assert (shown == shown[..., :1]).all(), "grey"
     sampled = shown[scale // 2 :: scale, scale // 2 :: scale, 0].astype(int)
     assert np.abs(sampled - flair_to_grey(pixels)).mean() < 3
+
+
+def test_files_of_single_sequences_are_the_same_as_one_of_all(upload, models):
+    pixels = make_slice()
+    pre, flair, post = (upload(f"{name}.png", pixels[..., index]) for index, name in enumerate(("t1", "flair", "t1ce")))
+    whole = handlers.segment(upload("slice.png", pixels), "tiny-a", THRESHOLD, models)
+    apart = handlers.segment(flair, "tiny-a", THRESHOLD, models, pre=pre, post=post)
+    assert Path(apart.mask_path).read_bytes() == Path(whole.mask_path).read_bytes()
+    assert not apart.warnings
+
+    without_post = handlers.segment(flair, "tiny-a", THRESHOLD, models, pre=pre)
+    copied = handlers.segment(upload("copied.png", pixels[..., [0, 1, 1]]), "tiny-a", THRESHOLD, models)
+    assert Path(without_post.mask_path).read_bytes() == Path(copied.mask_path).read_bytes()
+    (said,) = without_post.warnings
+    assert said.startswith("There is no post-contrast T1: FLAIR is copied")
+    assert handlers.preview_slice(flair, pre).warnings == without_post.warnings == without_post.measurements["warnings"]
+
+    with pytest.raises(InputError, match="There is no FLAIR slice"):
+        handlers.preview_slice(None, pre, post)
+    with pytest.raises(InputError, match="differ in size"):
+        handlers.preview_slice(flair, upload("other.png", make_slice(64, 64)[..., 0]))
+    with pytest.raises(InputError, match="pre-contrast T1 slice is in colour"):
+        handlers.preview_slice(flair, upload("colour.png", pixels))
+
+
+def test_what_looks_wrong_is_said_before_and_after(upload, models):
+    path = upload("inverted.png", 255 - make_slice())
+    warnings = handlers.preview_slice(path).warnings
+    assert ["inverted" in warning for warning in warnings] == [True]
+    assert handlers.segment(path, "tiny-a", THRESHOLD, models).warnings == warnings
+
+
+def test_everything_of_a_slice_is_in_the_archive(upload, models):
+    path = upload("slice.png", make_slice())
+    plain = handlers.segment(path, "tiny-a", THRESHOLD, models)
+    assert plain.uncertainty_map is None
+    result = handlers.segment(path, "tiny-a", THRESHOLD, models, uncertainty=True)
+    assert Path(result.mask_path).read_bytes() == Path(plain.mask_path).read_bytes()
+    network, processor = load_model(models["tiny-a"])
+    probabilities = segment_slice(network, processor, make_slice()).probabilities
+    spread = disagreement(network, processor, make_slice()[None], probabilities[None])[0]
+    assert result.peak == np.unravel_index(probabilities.argmax(), probabilities.shape)
+    assert np.ptp(np.asarray(result.uncertainty_map)) > 0
+    with zipfile.ZipFile(result.zip_path) as archive:
+        assert json.loads(archive.read("measurements.json")) == result.measurements
+        assert archive.read("slice_mask.png")
+        for name, expected in (("probability", probabilities), ("uncertainty", spread)):
+            stored = np.asarray(Image.open(io.BytesIO(archive.read(f"slice_{name}.png"))))
+            np.testing.assert_allclose(stored / 65535, expected, atol=1e-4)
+        outline = np.asarray(Image.open(io.BytesIO(archive.read("slice_outline.png"))))
+        np.testing.assert_array_equal(outline, np.asarray(result.outline))
+    assert (
+        hashlib.sha256((Path(models["tiny-a"]) / "model.safetensors").read_bytes()).hexdigest()
+        == (result.measurements["weights_sha256"])
+    )
+
+
+def test_attention_is_a_transunets_and_marks_the_point(upload, models):
+    path = upload("slice.png", make_slice())
+    drawn = np.asarray(handlers.attention(path, "tiny-trans", (40, 50), models))
+    scale = handlers.display_scale((90, 70))
+    assert drawn.shape == (90 * scale, 70 * scale, 3)
+    rows, columns = np.nonzero((drawn == REFERENCE_COLOR).all(axis=-1))
+    assert (rows.min(), rows.max() + 1) == (32 * scale, 48 * scale)  # the token of 16 x 16 pixels under the point
+    assert (columns.min(), columns.max() + 1) == (48 * scale, 64 * scale)
+    with pytest.raises(InputError, match=r"tiny-a has no attention to show.* Choose a TransUNet"):
+        handlers.attention(path, "tiny-a", (40, 50), models)
+    for point in ((90, 0), (0, 70), (-1, 0)):
+        with pytest.raises(InputError, match="outside the slice of 90×70 pixels"):
+            handlers.attention(path, "tiny-trans", point, models)
+    with pytest.raises(InputError, match="up to 512×512"):
+        handlers.attention(upload("large.png", make_slice(530, 530)), "tiny-trans", (0, 0), models)
 
 
 @pytest.mark.parametrize("size", [(90, 70), (33, 47), (64, 64)])
@@ -263,9 +343,9 @@ def test_without_a_slice_the_message_says_what_to_do(models):
 
 def test_nothing_found_is_said_in_words():
     empty = {"model": "m", "threshold": 0.5, "width": 64, "height": 64}
-    text = handlers.describe_result(empty | {"lesion_pixels": 0, "lesion_percent": 0.0, "highest_probability": 0.1})
+    text = describe_result(empty | {"lesion_pixels": 0, "lesion_percent": 0.0, "highest_probability": 0.1})
     assert "no pixel reaches the threshold" in text
-    found = handlers.describe_result(
+    found = describe_result(
         empty | {"model": "<i>", "lesion_pixels": 1234, "lesion_percent": 30.127, "highest_probability": 0.9}
     )
     assert "1,234 px" in found
@@ -350,7 +430,7 @@ def test_the_shipped_weights_outline_the_lesion_of_a_phantom(upload):
     assert 2 * (mask & lesion[index]).sum() / (mask.sum() + lesion[index].sum()) > 0.6
 
 
-@pytest.mark.parametrize("name", app.EXAMPLE_NAMES.values())
+@pytest.mark.parametrize("name", EXAMPLE_NAMES.values())
 def test_examples_are_usable_slices(name):
     pixels = read_slice(uploads.EXAMPLES / name)
     assert pixels.shape[:2] == (256, 256)

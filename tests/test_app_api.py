@@ -101,7 +101,10 @@ def test_bad_arguments_for_a_volume_come_back_as_sentences(client, slice_path, a
 
 
 def test_list_models(client):
-    assert client.predict(api_name="/list_models") == {"models": ["tiny-a", "tiny-b"], "default": "tiny-a"}
+    assert client.predict(api_name="/list_models") == {
+        "models": ["tiny-a", "tiny-b", "tiny-trans"],
+        "default": "tiny-a",
+    }
 
 
 def test_a_slice_is_segmented_over_the_wire(client, server, slice_path, expected_mask):
@@ -202,7 +205,7 @@ def test_settings_that_keep_images_private(server):
     assert demo.state_session_capacity < 10_000
     assert demo._queue.max_size == 32
     on_model = [function for function in demo.fns.values() if function.concurrency_id == "model"]
-    assert len(on_model) == 5
+    assert len(on_model) == 6
     assert {function.concurrency_limit for function in on_model} == {1}
     images = [component for component in config["components"] if component["type"] == "image"]
     assert images

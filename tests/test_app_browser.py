@@ -1,6 +1,8 @@
 """The page in a real Chromium: what a visitor does, sees and takes away."""
 
 import io
+import re
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -12,7 +14,7 @@ from volume_samples import SPACING, as_nifti, head, save_nifti
 
 from modeling.inference import load_model
 from modeling.inference import segment_volume as run_model
-from modeling.visualization import PREDICTION_COLOR
+from modeling.visualization import PREDICTION_COLOR, REFERENCE_COLOR
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -83,6 +85,11 @@ def shown(page, place: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(response.body())).convert("RGB"))
 
 
+def choose_model(page, place: str, name: str) -> None:
+    page.locator(f"{place} input").click()
+    page.get_by_role("option", name=name).click()
+
+
 def is_grey(pixels: np.ndarray) -> bool:
     return bool((pixels == pixels[..., :1]).all())
 
@@ -95,7 +102,7 @@ def test_from_upload_to_downloaded_mask(open_page, slice_file, expected_mask, tm
     page.set_input_files(FILE_INPUT, slice_file())
     page.get_by_alt_text("FLAIR slice, not outlined yet").wait_for()
     assert is_grey(shown(page, "#view"))
-    assert page.locator("#probability img").count() == 0
+    assert page.locator("#beside img").count() == 0
 
     page.click("#run")
     page.get_by_text("Lesion area").wait_for()
@@ -104,13 +111,19 @@ def test_from_upload_to_downloaded_mask(open_page, slice_file, expected_mask, tm
     assert f"{100 * expected.mean():.2f} %" in page.inner_text("#measurements")
     page.get_by_alt_text(f"FLAIR slice with the outline of the lesion, {expected.sum():,} pixels").wait_for()
     assert (shown(page, "#view") == PREDICTION_COLOR).all(axis=-1).any()
-    assert not is_grey(shown(page, "#probability"))
+    assert not is_grey(shown(page, "#beside"))
 
     with page.expect_download() as started:
         download.click()
     assert started.value.suggested_filename == "slice_mask.png"
     started.value.save_as(tmp_path / "mask.png")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mask.png")), expected * np.uint8(255))
+    with page.expect_download() as started:
+        page.locator("#zip").click()
+    assert started.value.suggested_filename == "slice_results.zip"
+    started.value.save_as(tmp_path / "everything.zip")
+    with zipfile.ZipFile(tmp_path / "everything.zip") as archive:
+        assert archive.read("slice_mask.png") == (tmp_path / "mask.png").read_bytes()
 
 
 def test_every_format_is_shown_at_once(open_page, slice_file, tmp_path):
@@ -131,6 +144,15 @@ def test_every_format_is_shown_at_once(open_page, slice_file, tmp_path):
         page.locator("#slice").get_by_label("Clear").click()
         page.locator("#view img").wait_for(state="detached")
 
+    page.get_by_role("button", name="T1 in files of their own").click()
+    page.set_input_files("#pre input[type=file]", slice_file("t1.png", make_slice()[..., 0]))
+    page.set_input_files(FILE_INPUT, slice_file("inverted.png", 255 - flair))
+    page.get_by_text("There is no post-contrast T1: FLAIR is copied").wait_for()
+    page.get_by_text("the contrast looks inverted").wait_for()
+    page.click("#run")
+    page.get_by_text("Lesion area").wait_for()
+    assert page.locator("#measurements .warnings li").count() == 2, "said after the run, too"
+
 
 def test_moving_the_threshold_redraws_the_outline(open_page, slice_file, expected_mask):
     page = open_page()
@@ -142,6 +164,21 @@ def test_moving_the_threshold_redraws_the_outline(open_page, slice_file, expecte
     page.get_by_text("at threshold 0.45").wait_for()
     area = expected_mask(make_slice(), threshold=0.45).sum()
     assert f"{area:,} px" in page.inner_text("#measurements")
+
+    page.get_by_role("radio", name="Uncertainty").check()
+    page.get_by_alt_text("Uncertainty, as colours").wait_for()
+    assert not is_grey(shown(page, "#beside"))
+    page.get_by_role("radio", name="Attention").check()
+    page.get_by_text("tiny-a has no attention to show").wait_for()
+    page.get_by_alt_text("Lesion probability, as colours").wait_for()
+    choose_model(page, "#model", "tiny-trans")
+    page.get_by_alt_text("Attention, as colours").wait_for()
+    scale = shown(page, "#view").shape[0] // 90
+    box = page.locator("#view img").bounding_box()  # the picture is 90 x 70 in a square
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] * 8 / 90)
+    page.get_by_alt_text(re.compile(r"^Attention from row [78], column 3[45],")).wait_for()
+    rows, columns = np.nonzero((shown(page, "#beside") == REFERENCE_COLOR).all(axis=-1))
+    assert (rows.min() // scale, columns.min() // scale) == (0, 32), "the token under the click is marked"
 
 
 def test_a_file_that_is_no_image_is_refused_in_words_and_takes_old_results_away(open_page, slice_file, tmp_path):
@@ -158,7 +195,7 @@ def test_a_file_that_is_no_image_is_refused_in_words_and_takes_old_results_away(
     page.set_input_files(FILE_INPUT, report)
     page.get_by_text("not an image, whatever its name says").wait_for()
     assert page.locator("#view img").count() == 0
-    assert page.locator("#probability img").count() == 0
+    assert page.locator("#beside img").count() == 0
     assert "Lesion area" not in page.inner_text("#measurements")
     assert page.locator("#mask").is_disabled()
 
