@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from space.compare_tab import compare_tab
 from space.handlers import default_model, find_models
 from space.slice_tab import slice_tab
 from space.uploads import MAX_FILE_SIZE
@@ -45,7 +46,7 @@ def theme() -> gr.themes.Base:
 
 
 def build_demo(models: dict[str, str]) -> gr.Blocks:
-    """The page and its public endpoints, /segment_slice, /segment_volume and /list_models, on the given models."""
+    """The page and its public endpoints, /segment_slice, /segment_volume, /compare and /list_models, on the models."""
 
     def list_models():
         """The names of the models, and which of them is the default."""
@@ -57,6 +58,8 @@ def build_demo(models: dict[str, str]) -> gr.Blocks:
             slice_tab(models)
         with gr.Tab("Volume"):
             volume_tab(models)
+        with gr.Tab("Compare"):
+            compare_tab(models)
         gr.Button(visible=False).click(
             list_models, None, gr.JSON(label="models", visible=False), api_name="list_models"
         )

@@ -11,6 +11,8 @@ from .results import file_stem, first_path, new_folder, plain, volume_measuremen
 from .uploads import InputError, read_uploaded_mask, read_uploaded_volume
 from .volume_handlers import predict, warnings_of
 
+AGREEMENT = {"both": 1, "a_only": 2, "b_only": 3}  # voxels of the map of agreement
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -27,6 +29,24 @@ class Comparison:
     warnings: list[str]
     description: str
     zip_path: str  # both masks, the map of agreement, pictures and measurements, in the upload folder
+
+
+def compare_either(
+    paths, model: str, other_model: str | None, mask_paths, threshold: float, models: dict[str, str], progress: Progress
+) -> Comparison:
+    """The comparison with the one that was given of a second model and a mask.
+
+    Raises:
+        InputError: both or neither, or as `compare_models` and `compare_with_mask`.
+    """
+    if bool(other_model) == bool(mask_paths):
+        raise InputError(
+            f"{'Both' if mask_paths else 'Neither'} of other_model and mask came. Give a second model's name, or the "
+            f"files of a mask, to compare {model!r:.80} with."
+        )
+    if mask_paths:
+        return compare_with_mask(paths, model, mask_paths, threshold, models, progress)
+    return compare_models(paths, model, other_model, threshold, models, progress)
 
 
 def compare_models(
@@ -81,6 +101,7 @@ def compare_with_mask(
 def compare(paths, volume, names: tuple[str, str], masks: tuple[np.ndarray, np.ndarray], provenances) -> Comparison:
     """Score, measure and write two masks (S, H, W) of an `MRVolume`."""
     from modeling.metrics import confusion_counts, dice, hausdorff95, iou
+    from modeling.nifti_files import write_nifti
     from modeling.visualization import volume_to_grey
 
     a, b = masks
@@ -97,17 +118,23 @@ def compare(paths, volume, names: tuple[str, str], masks: tuple[np.ndarray, np.n
     measurements = {
         **scores,
         "reason": undefined_because(a, b, volume),
+        "agreement_labels": AGREEMENT,
         "voxels_in_both": counts.tp,
         "voxels_in_a_only": counts.fp,
         "voxels_in_b_only": counts.fn,
         "a": volume_measurements(a, volume, provenances[0]),
         "b": volume_measurements(b, volume, provenances[1]),
     }
+    warnings = warnings_of(volume)
+    measurements["warnings"] = warnings
     grey = volume_to_grey(volume.flair)
     folder, stem = new_folder(), file_stem(first_path(paths))
     files = {}
     for side, name, mask in zip("ab", names, masks, strict=True):
         files[side] = write_masks(folder, f"{stem}_{side}_{plain(name)}", mask, volume)["nifti"]
+    agreement = np.select([a & b, a, b], [np.uint8(label) for label in AGREEMENT.values()], np.uint8(0))
+    files["agreement"] = str(folder / f"{stem}_agreement.nii.gz")
+    write_nifti(Path(files["agreement"]), agreement, volume.geometry)
     path = folder / f"{stem}_comparison.zip"
     return Comparison(
         flair=grey,
@@ -115,7 +142,7 @@ def compare(paths, volume, names: tuple[str, str], masks: tuple[np.ndarray, np.n
         mask_b=b,
         **scores,
         measurements=measurements,
-        warnings=warnings_of(volume),
+        warnings=warnings,
         description=volume.description,
         zip_path=write_volume_zip(path, stem, grey, volume, files, a, {}, measurements, reference=b),
     )

@@ -146,12 +146,12 @@ def preview_slice(flair: str | None, pre: str | None = None, post: str | None = 
     return SlicePreview(picture, notes + [finding.message for finding in check_slice(pixels)])
 
 
-def draw(pixels: np.ndarray, mask: np.ndarray) -> Image.Image:
-    """FLAIR in grey with the mask's outline, enlarged by a whole number to what a screen shows well."""
+def draw(pixels: np.ndarray, mask: np.ndarray, reference: np.ndarray | None = None) -> Image.Image:
+    """FLAIR in grey with the masks' outlines, enlarged by a whole number to what a screen shows well."""
     from modeling.visualization import draw_outline
 
     scale = display_scale(mask.shape)
-    return draw_outline(pixels, mask, scale=scale, width=scale)
+    return draw_outline(pixels, mask, reference=reference, scale=scale, width=scale)
 
 
 def display_scale(size: tuple[int, int]) -> int:

@@ -152,7 +152,7 @@ def slice_tab(models: dict[str, str]) -> None:
                 with gr.Column(min_width=260):
                     view = picture("FLAIR", elem_id="view")
                     layer = gr.Radio(
-                        list(LAYERS), value=PROBABILITY, label="Beside it", elem_id="layer",
+                        list(LAYERS), value=PROBABILITY, label="Second picture", elem_id="layer",
                         info="Uncertainty takes four times as long; attention is a TransUNet's.",
                     )  # fmt: skip
                 with gr.Column(min_width=260):

@@ -116,14 +116,15 @@ def segment_volume(
     folder, stem = new_folder(), file_stem(first_path(paths))
     masks = write_masks(folder, stem, prediction.mask, volume)
     maps = {"probability": prediction.probabilities} | ({} if spread is None else {"uncertainty": spread})
-    measurements = volume_measurements(prediction.mask, volume, prediction.provenance)
+    warnings = warnings_of(volume)
+    measurements = volume_measurements(prediction.mask, volume, prediction.provenance) | {"warnings": warnings}
     return VolumeResult(
         flair=grey,
         probabilities=prediction.probabilities,
         mask=prediction.mask,
         uncertainty=spread,
         measurements=measurements,
-        warnings=warnings_of(volume),
+        warnings=warnings,
         description=volume.description,
         masks=masks,
         zip_path=write_volume_zip(

@@ -1,10 +1,8 @@
 """The tab for whole volumes, and its endpoint /segment_volume."""
 
 import html
-from dataclasses import dataclass
 
 import gradio as gr
-import numpy as np
 
 from .components import (
     NOTICE,
@@ -17,7 +15,8 @@ from .components import (
     threshold_slider,
     warnings_list,
 )
-from .handlers import default_model, draw, shown_to_people
+from .handlers import default_model, shown_to_people
+from .slice_view import Shown, slice_picture, slice_slider
 from .volume_handlers import open_volume, segment_volume
 
 FORMATS = """
@@ -25,14 +24,6 @@ FORMATS = """
 slices or a ZIP of them, or a TIFF stack. The axial plane is found, and a missing sequence is copied from FLAIR.</p>
 """
 NOTHING_YET = '<p class="provenance">The measurements appear here once a volume has been outlined.</p>'
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What is on the screen: `flair` (S, H, W) uint8, and `mask` (S, H, W) bool, None before a model ran."""
-
-    flair: np.ndarray
-    mask: np.ndarray | None = None
 
 
 def volume_tab(models: dict[str, str]) -> None:
@@ -48,7 +39,7 @@ def volume_tab(models: dict[str, str]) -> None:
         return (
             shown,
             slice_picture(shown, middle + 1),
-            slice_slider(shown, middle + 1),
+            slice_slider(len(shown.flair), middle + 1),
             describe_volume(None, preview.description, preview.warnings),
             *nothing()[4:],
         )
@@ -61,7 +52,7 @@ def volume_tab(models: dict[str, str]) -> None:
         return (
             shown,
             slice_picture(shown, largest),
-            slice_slider(shown, largest),
+            slice_slider(len(shown.flair), largest),
             describe_volume(result.measurements, result.description, result.warnings),
             area_plot(result.measurements),
             gr.DownloadButton(value=result.masks["nifti"], interactive=True),
@@ -81,7 +72,7 @@ def volume_tab(models: dict[str, str]) -> None:
             The mask as NIfTI in the input's own space, everything (masks, probabilities, outlines, measurements) as
             ZIP, and the measurements: model, weights_sha256, threshold, postprocessing, num_slices, height, width,
             spacing_mm, lesion_voxels, volume_ml, largest_slice (from 0), diameters_mm, reason (why a measurement is
-            missing), area_per_slice_pixels.
+            missing), area_per_slice_pixels, and warnings (what looks wrong with the images).
         """
         result = segment_volume(files, model, threshold, models, progress)
         return result.masks["nifti"], result.zip_path, result.measurements
@@ -138,25 +129,6 @@ def volume_tab(models: dict[str, str]) -> None:
 def nothing() -> tuple:
     """The values of the page's parts where there is no volume: see `results` in `volume_tab`."""
     return None, None, gr.Slider(visible=False), NOTHING_YET, None, no_file(), no_file()
-
-
-def slice_picture(shown: Shown | None, number: int) -> gr.Image | None:
-    """Slice `number`, counted from 1, with its outline."""
-    if shown is None:
-        return None
-    index = min(max(int(number), 1), len(shown.flair)) - 1
-    outlined = np.zeros(shown.flair.shape[1:], dtype=bool) if shown.mask is None else shown.mask[index]
-    what = "not outlined yet" if shown.mask is None else f"lesion {outlined.sum():,} pixels"
-    return gr.Image(
-        draw(shown.flair[index], outlined),
-        label=f"FLAIR, slice {index + 1} of {len(shown.flair)}",
-        alt_text=f"FLAIR slice {index + 1} of {len(shown.flair)}, {what}",
-    )
-
-
-def slice_slider(shown: Shown, number: int) -> gr.Slider:
-    """The slider for these slices; hidden where there is only one."""
-    return gr.Slider(1, max(2, len(shown.flair)), value=number, visible=len(shown.flair) > 1)
 
 
 def area_plot(measurements: dict):

@@ -24,6 +24,7 @@ from volume_samples import as_nifti, head, save_nifti
 
 import app
 from modeling.inference import load_model, segment_volume
+from modeling.metrics import confusion_counts, dice
 from space.results import sweep
 
 pytest_plugins = ["app_fixtures"]
@@ -65,7 +66,7 @@ def call_raw(address: str, data: list) -> str:
 def test_the_public_endpoints_have_named_parameters(client):
     api = client.view_api(return_format="dict")
     assert not api["unnamed_endpoints"]
-    assert set(api["named_endpoints"]) == {"/segment_slice", "/segment_volume", "/list_models"}
+    assert set(api["named_endpoints"]) == {"/segment_slice", "/segment_volume", "/compare", "/list_models"}
     segment = api["named_endpoints"]["/segment_slice"]
     parameters = {item["parameter_name"]: item["parameter_default"] for item in segment["parameters"]}
     assert parameters == {"image": None, "model": "tiny-a", "threshold": 0.5}
@@ -74,6 +75,10 @@ def test_the_public_endpoints_have_named_parameters(client):
     parameters = {item["parameter_name"]: item["parameter_default"] for item in segment["parameters"]}
     assert parameters == {"files": None, "model": "tiny-a", "threshold": 0.5}
     assert [item["label"] for item in segment["returns"]] == ["mask", "everything", "measurements"]
+    compare = api["named_endpoints"]["/compare"]
+    parameters = {item["parameter_name"]: item["parameter_default"] for item in compare["parameters"]}
+    assert parameters == {"files": None, "model": "tiny-a", "other_model": None, "mask": None, "threshold": 0.5}
+    assert [item["label"] for item in compare["returns"]] == ["agreement", "everything", "measurements"]
 
 
 def test_a_volume_is_segmented_over_the_wire(client, server, models, tmp_path):
@@ -89,6 +94,28 @@ def test_a_volume_is_segmented_over_the_wire(client, server, models, tmp_path):
     assert measurements["lesion_voxels"] == expected.sum()
     with zipfile.ZipFile(io.BytesIO(download(server[0], everything))) as archive:
         assert json.loads(archive.read("measurements.json")) == measurements
+
+
+def test_two_outlines_are_compared_over_the_wire(client, server, models, tmp_path):
+    slices, lesion = head()
+    image = handle_file(save_nifti(tmp_path / "case.nii.gz", slices[..., 1]))
+    expert = handle_file(save_nifti(tmp_path / "expert.nii.gz", lesion))
+    a, b = (segment_volume(*load_model(models[name]), slices[..., 1]).mask for name in ("tiny-a", "tiny-b"))
+    assert a.any()
+    assert b.any()
+    for arguments, reference in (({"other_model": "tiny-b"}, b), ({"mask": [expert]}, lesion)):
+        drawn, everything, measurements = client.predict([image], "tiny-a", **arguments, api_name="/compare")
+        assert measurements["dice"] == pytest.approx(dice(confusion_counts(a, reference)), abs=1e-6)
+        assert fetch(server[0], drawn).shape[:2] == (64 * 12, 48 * 12)
+        with zipfile.ZipFile(io.BytesIO(download(server[0], everything))) as archive:
+            assert json.loads(archive.read("measurements.json")) == measurements
+    for arguments, message in (
+        ({}, "Neither of other_model and mask came"),
+        ({"other_model": "unknown"}, "Choose one of"),
+        ({"mask": [image]}, "an image rather than a mask"),
+    ):
+        with pytest.raises(AppError, match=message):
+            client.predict([image], "tiny-a", **arguments, api_name="/compare")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +232,7 @@ def test_settings_that_keep_images_private(server):
     assert demo.state_session_capacity < 10_000
     assert demo._queue.max_size == 32
     on_model = [function for function in demo.fns.values() if function.concurrency_id == "model"]
-    assert len(on_model) == 6
+    assert len(on_model) == 8
     assert {function.concurrency_limit for function in on_model} == {1}
     images = [component for component in config["components"] if component["type"] == "image"]
     assert images

@@ -12,6 +12,7 @@ from app_files import make_slice, save_png16
 from PIL import Image
 from volume_samples import SPACING, as_nifti, head, save_nifti
 
+from modeling import metrics
 from modeling.inference import load_model
 from modeling.inference import segment_volume as run_model
 from modeling.visualization import PREDICTION_COLOR, REFERENCE_COLOR
@@ -236,6 +237,38 @@ def test_a_volume_from_upload_to_downloaded_mask(open_page, models, tmp_path):
     page.set_input_files("#volume input[type=file]", report)
     page.locator(".toast-body.error").wait_for()
     assert page.locator("#volume-mask").is_disabled()
+
+
+def test_two_outlines_are_compared(open_page, models, tmp_path):
+    slices, lesion = head()
+    a, b = (run_model(*load_model(models[name]), slices[..., 1]).mask for name in ("tiny-a", "tiny-b"))
+    page = open_page()
+    page.get_by_role("tab", name="Compare").click()
+    page.set_input_files("#compare-files input[type=file]", save_nifti(tmp_path / "case.nii.gz", slices[..., 1]))
+    page.get_by_alt_text("FLAIR slice 7 of 12, not outlined yet").wait_for()
+    page.click("#compare-run")
+    largest = int((a | b).sum(axis=(1, 2)).argmax())
+    shared = (a & b)[largest].sum()
+    page.get_by_alt_text(f"FLAIR slice {largest + 1} of 12, {shared:,} pixels in both outlines").wait_for()
+    colours = {tuple(colour) for colour in shown(page, "#compare-view").reshape(-1, 3)}
+    assert {PREDICTION_COLOR, REFERENCE_COLOR} <= colours
+    facts = page.inner_text("#compare-facts")
+    assert f"{metrics.dice(metrics.confusion_counts(a, b)):.3f}" in facts
+    assert f"{metrics.hausdorff95(a, b, SPACING):.1f} mm" in facts
+    assert "B, tiny-b" in facts
+
+    page.get_by_role("radio", name="An expert's mask").check()
+    page.locator("#compare-other").wait_for(state="hidden")
+    page.set_input_files("#compare-mask input[type=file]", save_nifti(tmp_path / "expert.nii.gz", lesion))
+    page.locator("#compare-mask").get_by_text("expert.nii").wait_for()
+    page.click("#compare-run")
+    page.get_by_text("B, expert.nii.gz").wait_for()
+    assert f"{metrics.dice(metrics.confusion_counts(a, lesion)):.3f}" in page.inner_text("#compare-facts")
+    with page.expect_download() as started:
+        page.locator("#compare-zip").click()
+    assert started.value.suggested_filename == "case_comparison.zip"
+    page.locator("#compare-slice input[type=range]").press("Home")
+    page.get_by_alt_text(re.compile(r"^FLAIR slice 1 of 12, \d+ pixels in both")).wait_for()
 
 
 def test_running_without_a_slice_says_what_to_do(open_page):

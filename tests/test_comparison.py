@@ -15,7 +15,9 @@ from volume_samples import SPACING, as_nifti, head, save_nifti, save_slices
 from modeling import metrics
 from modeling.inference import load_model, segment_volume
 from modeling.visualization import PREDICTION_COLOR, REFERENCE_COLOR
-from space.comparison import compare_models, compare_with_mask
+from space.comparison import compare_either, compare_models, compare_with_mask
+from space.handlers import no_progress
+from space.slice_view import AGREEMENT_COLOR, draw_agreement
 from space.uploads import InputError
 
 pytest_plugins = ["app_fixtures"]
@@ -37,7 +39,7 @@ def nifti(folder):
 def threshold(models):
     """One that the random weights of both models reach at a part of the voxels."""
     flair = head().slices[..., 1]
-    volumes = [segment_volume(*load_model(source), flair).probabilities for source in models.values()]
+    volumes = [segment_volume(*load_model(models[name]), flair).probabilities for name in ("tiny-a", "tiny-b")]
     return float(min(np.quantile(volume, 0.9) for volume in volumes))
 
 
@@ -101,10 +103,41 @@ def test_the_archive_holds_both_masks_and_the_outlines(nifti, models, threshold,
             stored = nib.Nifti1Image.from_bytes(gzip.decompress(archive.read(f"{name}_mask.nii.gz")))
             np.testing.assert_array_equal(np.asarray(stored.dataobj), np.asarray(as_nifti(mask).dataobj))
         assert json.loads(archive.read("measurements.json")) == result.measurements
+        agreement = nib.Nifti1Image.from_bytes(gzip.decompress(archive.read("flair_agreement.nii.gz")))
+        labels = np.asarray(agreement.dataobj)
+        assert len(np.unique(labels)) > 2
+        for part, name in (
+            (result.mask_a & result.mask_b, "both"),
+            (result.mask_a & ~result.mask_b, "a_only"),
+            (result.mask_b & ~result.mask_a, "b_only"),
+        ):
+            expected = np.asarray(as_nifti(part).dataobj) > 0
+            np.testing.assert_array_equal(labels == result.measurements["agreement_labels"][name], expected)
         largest = int(result.mask_a.sum(axis=(1, 2)).argmax())
         overlay = Image.open(io.BytesIO(archive.read(f"overlay/slice_{largest + 1:03d}.png")))
         colours = {colour for _, colour in overlay.getcolors(2**20)}
         assert {PREDICTION_COLOR, REFERENCE_COLOR} <= colours
+
+
+def test_agreement_and_difference_have_colours_of_their_own():
+    flair = np.full((40, 40), 100, dtype=np.uint8)
+    flair[0, 0] = 0
+    a, b = np.zeros((2, 40, 40), dtype=bool)
+    a[8:32, 4:24] = b[8:32, 16:36] = True
+    drawn = np.asarray(draw_agreement(flair, a, b))
+    scale = drawn.shape[0] // 40
+    only_a, both, only_b, neither = (drawn[20 * scale, column * scale].astype(int) for column in (10, 20, 30, 38))
+    assert len(set(neither)) == 1, "grey"
+    for colour, of in ((only_a, PREDICTION_COLOR), (both, AGREEMENT_COLOR), (only_b, REFERENCE_COLOR)):
+        assert np.corrcoef(colour - neither, np.subtract(of, neither))[0, 1] > 0.99
+    assert (drawn[8 * scale, 10 * scale] == PREDICTION_COLOR).all(), "A is outlined inside its edge"
+    assert (drawn[8 * scale - 1, 30 * scale] == REFERENCE_COLOR).all(), "B outside its own"
+
+
+def test_either_a_model_or_a_mask_is_compared_with(nifti, models):
+    for other_model, mask, said in ((None, None, "Neither"), ("", [], "Neither"), ("tiny-b", [nifti], "Both")):
+        with pytest.raises(InputError, match=f"{said} of other_model and mask came"):
+            compare_either(nifti, "tiny-a", other_model, mask, 0.5, models, no_progress)
 
 
 def test_the_dataset_with_its_own_masks(folder, models, threshold):
