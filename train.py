@@ -38,6 +38,7 @@ from modeling.pretrained import initialize_from
 from modeling.publish import publish_model
 from modeling.visualization import plot_training_curves
 from training.arguments import parse_args
+from training.cpu import keep_freed_memory, memory_format_for
 from training.distributed import launched_alone, synchronize_batch_norm, whole_batch
 from training.dry_run import print_estimate
 from training.folds import split_by_fold
@@ -110,6 +111,8 @@ def main(argv: list[str] | None = None) -> None:
         # As many threads as there are cores for this process, whatever the launcher's default.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // accelerator.num_processes))
+        if not args.low_memory:
+            keep_freed_memory()
     for name, (before, now) in changed.items():
         accelerator.print(f"--resume: {name} was {before} and is now {now}")
 
@@ -134,7 +137,8 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     # 3. Optimiser, schedule, moving average
-    model = synchronize_batch_norm(model, accelerator.device).to(memory_format=torch.channels_last)
+    memory_format = memory_format_for(model, accelerator.device)
+    model = synchronize_batch_norm(model, accelerator.device).to(memory_format=memory_format)
     ema = AveragedModel(model, multi_avg_fn=ema_update(args.ema_decay), use_buffers=True).to(accelerator.device)
     optimizer = make_optimizer(model, set(report.loaded) if report else set(), args)
     steps = args.epochs * math.ceil(sampler.num_batches / args.gradient_accumulation_steps)
@@ -147,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     def train_step(batch: dict) -> float:
         """The batch's loss, after a step of the weights and their average where enough gradients have come together."""
         with accelerator.accumulate(model):
-            pixel_values = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+            pixel_values = batch["pixel_values"].contiguous(memory_format=memory_format)
             logits = model(pixel_values=pixel_values).logits
             loss = segmentation_loss(whole_batch(logits), whole_batch(batch["labels"]), args.loss)
             accelerator.backward(loss)

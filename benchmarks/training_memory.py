@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_splits, relative_head_sizes
 from modeling import BrainMRIImageProcessor, build_model
+from training.cpu import keep_freed_memory, memory_format_for
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,6 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--patients", type=int, nargs="+", default=[20, 88])
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--image_size", type=int, default=256)
+    parser.add_argument("--low_memory", action="store_true", help="as in train.py")
     parser.add_argument("--steps", type=int, default=3, help="batches that are trained on")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -48,7 +50,11 @@ def measure(args: argparse.Namespace) -> None:
     patients = np.asarray(slices["patient_id"])
     chosen = sorted(set(patients))[: args.patients[0]]
     slices = slices.select(np.flatnonzero(np.isin(patients, chosen)))
-    model = build_model(args.model).to(memory_format=torch.channels_last)
+    if not args.low_memory:
+        keep_freed_memory()
+    model = build_model(args.model)
+    memory_format = memory_format_for(model, model.device)
+    model = model.to(memory_format=memory_format)
     sampler = LesionBatchSampler(
         np.asarray(slices["has_lesion"]),
         relative_head_sizes(slices),
@@ -63,7 +69,7 @@ def measure(args: argparse.Namespace) -> None:
     peak = peak_private = 0.0
     for number, batch in enumerate(tqdm(DataLoader(dataset, batch_sampler=sampler, num_workers=2, prefetch_factor=4))):
         if number in to_train:
-            pixel_values = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+            pixel_values = batch["pixel_values"].contiguous(memory_format=memory_format)
             loss = model(pixel_values=pixel_values, labels=batch["labels"]).loss
             resident, private = memory_of_processes()  # with all activations held
             peak, peak_private = max(peak, resident), max(peak_private, private)

@@ -2,8 +2,9 @@
 
     python -m benchmarks.training_speed --dataset data/lgg [--model unet-5level] [--image_size 256] [--batch_size 16]
 
-The dataset, worker processes, loss, optimiser and moving average of train.py take a few steps, after some that are not
-timed. Slices are whole unless `--crop` cuts them to the head, as train.py does. Prints, for each step and in all:
+The dataset, worker processes, memory layout, loss, optimiser and moving average of train.py take a few steps, after
+some that are not timed. Slices are whole unless `--crop` cuts them to the head, as train.py does. Prints, for each step
+and in all:
 
 - the share of the time that training waits for a batch, and the workers' processor time as a share of the cores' time;
 - the rate of the convolutions and matrix products, and that as a share of the fastest matrix product of the same run;
@@ -25,8 +26,10 @@ from benchmarks.training_memory import memory_of_processes
 from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_splits, relative_head_sizes
 from modeling import PRESETS, BrainMRIImageProcessor, build_model
 from training.cost import model_of_shapes, step_cost
+from training.cpu import keep_freed_memory, memory_format_for
 from training.recipe import ema_update
 
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 WARM_UP = 2  # steps: the workers start, and the kernels for the shape are chosen
 
 
@@ -39,6 +42,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="timed ones")
     parser.add_argument("--crop", action="store_true", help="crop to the head")
     parser.add_argument("--num_workers", type=int, default=2)
+    parser.add_argument(
+        "--memory_format", choices=list(MEMORY_FORMATS), help="train.py's own for the model if left out"
+    )
+    parser.add_argument("--low_memory", action="store_true", help="as in train.py")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of PyTorch")
     return parser.parse_args()
 
@@ -51,9 +58,13 @@ def processor_seconds_of_workers() -> float:
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
+    if not args.low_memory:
+        keep_freed_memory()
     torch.manual_seed(0)
     split = load_splits(args.dataset)["train"]
-    model = build_model(args.model).train().to(memory_format=torch.channels_last)
+    model = build_model(args.model).train()
+    memory_format = MEMORY_FORMATS.get(args.memory_format) or memory_format_for(model, model.device)
+    model = model.to(memory_format=memory_format)
     average = AveragedModel(model, multi_avg_fn=ema_update(0.995), use_buffers=True)
     optimizer = torch.optim.AdamW(model.parameters())
     sampler = LesionBatchSampler(
@@ -74,7 +85,7 @@ def main() -> None:
         started = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - started
-        pixel_values = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+        pixel_values = batch["pixel_values"].contiguous(memory_format=memory_format)
         loss = model(pixel_values=pixel_values, labels=batch["labels"]).loss
         peak = max(peak, memory_of_processes()[0])  # with all activations held
         loss.backward()
