@@ -51,7 +51,7 @@ class SamePaddingConv2d(nn.Conv2d):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         padding = []
         for size, kernel, stride in zip(hidden_states.shape[-2:], self.kernel_size, self.stride, strict=True):
-            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            total = max(kernel - 1 - (size - 1) % stride, 0)
             padding = [total // 2, total - total // 2, *padding]  # `pad` wants the last axis first
         return super().forward(nn.functional.pad(hidden_states, padding))
 

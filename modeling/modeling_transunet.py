@@ -17,7 +17,7 @@ from transformers.models.vit.modeling_vit import ViTAttention, ViTMLP, eager_att
 from transformers.utils import can_return_tuple
 
 from .configuration_transunet import TransUNetConfig
-from .layers import ConvNormActivation, DecoderBlock, check_pixel_values, init_convolutional_weights
+from .layers import ConvNormActivation, DecoderBlock, SamePaddingConv2d, check_pixel_values, init_convolutional_weights
 from .losses import segmentation_loss
 from .stems import build_stem
 
@@ -36,16 +36,12 @@ class TransUNetEmbeddings(nn.Module):
     def __init__(self, config: TransUNetConfig):
         super().__init__()
         channels = config.feature_sizes[-1]
-        self.patch_size = config.patch_size
         self.scale = math.sqrt(config.hidden_size) if config.scale_embedding else 1.0
-        self.projection = nn.Conv2d(channels, config.hidden_size, config.patch_size, stride=config.patch_size)
+        self.projection = SamePaddingConv2d(channels, config.hidden_size, config.patch_size, stride=config.patch_size)
         self.position_embeddings = nn.Parameter(torch.zeros(1, config.hidden_size, *config.position_grid))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        height, width = feature_map.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            feature_map = nn.functional.pad(feature_map, (0, -width % self.patch_size, 0, -height % self.patch_size))
         embeddings = self.projection(feature_map) * self.scale
         grid = tuple(embeddings.shape[-2:])
         embeddings = embeddings + resize_position_embeddings(self.position_embeddings, grid)
@@ -54,7 +50,8 @@ class TransUNetEmbeddings(nn.Module):
 
 def resize_position_embeddings(position_embeddings: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """Bicubic interpolation of (1, C, rows, columns) to another grid, as timm's for another resolution."""
-    if tuple(position_embeddings.shape[-2:]) == grid:
+    # An exported graph serves every size, so it always interpolates; at the same size that changes nothing.
+    if not torch.compiler.is_exporting() and tuple(position_embeddings.shape[-2:]) == grid:
         return position_embeddings
     resized = nn.functional.interpolate(position_embeddings.float(), size=grid, mode="bicubic", antialias=True)
     return resized.to(position_embeddings.dtype)
