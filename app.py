@@ -13,6 +13,8 @@ from pathlib import Path
 
 import gradio as gr
 
+from space.about_tab import about_tab
+from space.code_tab import code_tab
 from space.compare_tab import compare_tab
 from space.handlers import default_model, find_models
 from space.slice_tab import slice_tab
@@ -60,6 +62,10 @@ def build_demo(models: dict[str, str]) -> gr.Blocks:
             volume_tab(models)
         with gr.Tab("Compare"):
             compare_tab(models)
+        with gr.Tab("Code"):
+            code_tab(models, demo)
+        with gr.Tab("About"):
+            about_tab(models)
         gr.Button(visible=False).click(
             list_models, None, gr.JSON(label="models", visible=False), api_name="list_models"
         )

@@ -19,10 +19,12 @@ from PIL import Image
 
 import app
 from hub_dataset.phantom import phantom_volume
+from modeling.card_inputs import PHANTOM
 from modeling.inference import load_model, segment_slice
 from modeling.test_time_augmentation import disagreement
 from modeling.visualization import REFERENCE_COLOR, flair_to_grey
 from space import handlers, uploads
+from space.about_tab import Scores, read_scores, scores_table
 from space.slice_tab import EXAMPLE_NAMES, describe_result
 from space.uploads import InputError, read_slice
 
@@ -436,3 +438,54 @@ def test_examples_are_usable_slices(name):
     assert pixels.shape[:2] == (256, 256)
     assert pixels.dtype == (np.uint16 if "16bit" in name else np.uint8)
     assert pixels.ndim == (2 if "flair_only" in name else 3)
+
+
+# Scores on the page
+
+
+def card(folder: Path, results: list[dict]) -> str:
+    folder.mkdir()
+    front_matter = {"model-index": [{"name": folder.name, "results": results}]}
+    (folder / "README.md").write_text(f"---\n{json.dumps(front_matter)}\n---\n# {folder.name}\n")
+    return str(folder)
+
+
+def measured(dataset: dict, *metrics: tuple[str, str, float]) -> dict:
+    listed = [{"type": kind, "name": name, "value": value} for kind, name, value in metrics]
+    return {"task": {"type": "image-segmentation"}, "dataset": dataset, "metrics": listed}
+
+
+def test_the_scores_by_patient_come_from_the_cards(tmp_path, caplog):
+    dice, distance = "Dice per patient, mean", "HD95 per patient in pixels, median"
+    lgg = {"name": "LGG", "type": "lgg", "split": "validation", "args": {"patients": 7}}
+    source = card(
+        tmp_path / "one",
+        [
+            measured(
+                lgg,
+                ("dice", dice, 0.4321),
+                ("dice", "Dice of slices", 0.9),
+                ("hd", distance, 12.34),
+                ("dice", dice, 0.1),
+            ),
+            measured({"name": "Phantom", "type": PHANTOM.identifier, "split": "test"}, ("dice", dice, 0.99)),
+        ],
+    )
+    (scores,) = read_scores(source)
+    assert scores == Scores("LGG, validation, 7 patients", {dice: 0.4321, distance: 12.34})
+    (tmp_path / "none").mkdir()
+    broken = card(tmp_path / "broken", [])
+    (Path(broken) / "README.md").write_text("---\nmodel-index: 7\n---\n")
+    assert read_scores(str(tmp_path / "none")) == read_scores(broken) == []
+    assert "The card of" in caplog.text
+    table = scores_table({"one": [scores], "<two>": []})
+    cells = re.findall(r"<td>(.*?)</td>", table)
+    assert cells == ["LGG, validation, 7 patients", "0.432", "12.3", "no scores in its card", "–", "–"]
+    assert "<two>" not in table
+    assert "None of the models has scores" in scores_table({"two": []})
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "checkpoints").iterdir()), ids=lambda folder: folder.name)
+def test_the_shipped_cards_have_scores_by_patient(folder):
+    assert all(0 < scores.metrics["Dice per patient, mean"] < 1 for scores in read_scores(str(folder)))
+    assert read_scores(str(folder))

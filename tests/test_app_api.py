@@ -25,6 +25,7 @@ from volume_samples import as_nifti, head, save_nifti
 import app
 from modeling.inference import load_model, segment_volume
 from modeling.metrics import confusion_counts, dice
+from space.code_tab import ADDRESS, examples
 from space.results import sweep
 
 pytest_plugins = ["app_fixtures"]
@@ -125,6 +126,33 @@ def test_two_outlines_are_compared_over_the_wire(client, server, models, tmp_pat
 def test_bad_arguments_for_a_volume_come_back_as_sentences(client, slice_path, arguments, message):
     with pytest.raises(AppError, match=message):
         client.predict(**{"files": [handle_file(slice_path)]} | arguments, api_name="/segment_volume")
+
+
+def test_the_code_that_the_page_shows_gives_the_mask(server, models, slice_path, expected_mask, monkeypatch):
+    codes = {name: code.replace(ADDRESS, server[0]) for name, code in examples(models).items()}
+    expected = expected_mask(make_slice())
+    monkeypatch.chdir(slice_path.parent)
+    # A folder outside the repository is named without its place.
+    Path("tiny-a").symlink_to(models["tiny-a"])
+
+    done = subprocess.run(["bash", "-euc", codes["curl"]], capture_output=True, text=True, timeout=60, check=True)
+    assert f'"lesion_pixels": {expected.sum()}' in done.stdout
+    np.testing.assert_array_equal(np.asarray(Image.open("mask.png")), expected * np.uint8(255))
+
+    called, loaded = {}, {}
+    exec(codes["gradio_client"], called)
+    called["client"].close()
+    assert called["measurements"]["lesion_pixels"] == expected.sum()
+    np.testing.assert_array_equal(np.asarray(Image.open(called["mask"])), expected * np.uint8(255))
+    exec(codes["transformers"], loaded)
+    assert (loaded["mask"].numpy() != expected).mean() < 0.001  # the server folds the batch norms
+
+
+def test_models_of_the_hub_are_shown_with_their_code():
+    code = examples({"someone/their-unet": "someone/their-unet"})["transformers"]
+    assert 'source = "someone/their-unet"' in code
+    assert code.count("trust_remote_code=True") == 2
+    assert "import modeling" not in code
 
 
 def test_list_models(client):

@@ -300,3 +300,13 @@ def test_the_page_fits_and_the_warning_is_in_sight_above_the_button(open_page, t
     assert float(size.removesuffix("px")) >= 12
     brightness = np.mean([float(value) for value in ink[ink.index("(") + 1 : -1].split(",")[:3]])
     assert brightness > 200 if theme == "dark" else brightness < 80
+    for tab, sight in {
+        "Volume": "Outline the lesion in the volume",
+        "Compare": "Compare the outlines",
+        "Code": page.url.split("?")[0].rstrip("/"),
+        "About": "Where they fail",
+    }.items():
+        page.get_by_role("tab", name=tab).click()
+        page.get_by_text(sight).first.wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+    assert page.locator("footer .divider").first.is_visible() == (width >= 640)
