@@ -21,6 +21,7 @@ from space.slice_tab import slice_tab
 from space.uploads import MAX_FILE_SIZE
 from space.volume_tab import volume_tab
 
+SPACE = Path(__file__).resolve().parent / "space"
 TITLE = "Lower-grade glioma on brain MR"
 HEADER = f"""
 <h1>{TITLE}</h1>
@@ -90,7 +91,8 @@ def launch(demo: gr.Blocks, **options):
         "mcp_server": False,
         "footer_links": ["api", "settings"],
         "theme": theme(),
-        "css_paths": Path(__file__).resolve().parent / "space" / "page.css",
+        "css_paths": SPACE / "page.css",
+        "js": (SPACE / "volume.js").read_text(encoding="utf-8"),
     }
     return demo.launch(**settings | options)
 

@@ -23,7 +23,7 @@ from .handlers import LFS_POINTER_SIZE
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "space/handlers.py"
 # Beside the modules: what they read at run time.
-DATA = ("LICENSE", "space/*.css", "examples/*.png")
+DATA = ("LICENSE", "space/*.css", "space/*.js", "examples/*.png")
 WEIGHTS = ("config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json", "README.md")
 NOT_NEEDED = {"accelerate", "datasets", "kagglehub", "tqdm"}  # for training and evaluation alone
 CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"  # a tenth of the default's size

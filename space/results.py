@@ -91,14 +91,16 @@ def slice_names(volume) -> list[str]:
 def write_masks(folder: Path, stem: str, mask: np.ndarray, volume) -> dict[str, str]:
     """The mask in the formats that suit the input: format -> path.
 
-    `nifti` lies in the input's own space; `tiff` has a page for each slice, 0 or 255; DICOM input has `dicom_seg`, too.
+    `nifti` lies in the input's own space; input of image files has `tiff`, too: a page for each slice, 0 or 255.
     """
     from modeling.nifti_files import write_nifti
 
-    paths = {"nifti": folder / f"{stem}_mask.nii.gz", "tiff": folder / f"{stem}_mask.tif"}
+    paths = {"nifti": folder / f"{stem}_mask.nii.gz"}
     write_nifti(paths["nifti"], mask, volume.geometry)
-    pages = [Image.fromarray(page) for page in mask.astype(np.uint8) * np.uint8(255)]
-    pages[0].save(paths["tiff"], save_all=True, append_images=pages[1:], compression="tiff_deflate")
+    if volume.geometry.nifti_header is None and not volume.headers:
+        paths["tiff"] = folder / f"{stem}_mask.tif"
+        pages = [Image.fromarray(page) for page in mask.astype(np.uint8) * np.uint8(255)]
+        pages[0].save(paths["tiff"], save_all=True, append_images=pages[1:], compression="tiff_deflate")
     return {name: str(path) for name, path in paths.items()}
 
 

@@ -40,13 +40,13 @@ def volume_tab(models: dict[str, str]) -> None:
             shown,
             slice_picture(shown, middle + 1),
             slice_slider(len(shown.flair), middle + 1),
-            describe_volume(None, preview.description, preview.warnings),
+            describe_volume(None, preview.description, preview.warnings) + NOTHING_YET,
             *nothing()[4:],
         )
 
     @shown_to_people
-    def show_volume(paths, model, threshold, progress=gr.Progress()):  # noqa: B008 (Gradio looks for it there)
-        result = segment_volume(paths, model, threshold, models, progress)
+    def show_volume(paths, model, threshold, uncertainty, progress=gr.Progress()):  # noqa: B008
+        result = segment_volume(paths, model, threshold, models, progress, uncertainty)
         shown = Shown(result.flair, result.mask)
         largest = result.measurements["largest_slice"] + 1
         return (
@@ -55,9 +55,15 @@ def volume_tab(models: dict[str, str]) -> None:
             slice_slider(len(shown.flair), largest),
             describe_volume(result.measurements, result.description, result.warnings),
             area_plot(result.measurements),
+            gr.Button(visible=len(shown.flair) > 1 and bool(result.mask.any())),
             gr.DownloadButton(value=result.masks["nifti"], interactive=True),
+            gr.DownloadButton(value=result.masks.get("tiff"), visible="tiff" in result.masks),
             gr.DownloadButton(value=result.zip_path, interactive=True),
         )
+
+    def show_largest(shown):
+        number = int(shown.mask.sum(axis=(1, 2)).argmax()) + 1
+        return slice_picture(shown, number), number
 
     @shown_to_people
     def segment_volume_api(files, model, threshold, progress=gr.Progress()):  # noqa: B008
@@ -83,23 +89,42 @@ def volume_tab(models: dict[str, str]) -> None:
             gr.HTML(FORMATS, padding=False)
             model = gr.Dropdown(list(models), value=default_model(models), label="Model", elem_id="volume-model")
             threshold = threshold_slider("volume-threshold", "voxel")
+            uncertainty = gr.Checkbox(
+                False,
+                label="Map the uncertainty, too",
+                info="In the ZIP; takes four times as long",
+                elem_id="volume-uncertainty",
+            )
             gr.HTML(NOTICE, padding=False)
             run = gr.Button("Outline the lesion in the volume", variant="primary", elem_id="volume-run")
         with gr.Column(scale=5, min_width=320):
             view = picture("FLAIR", elem_id="volume-view")
             position = gr.Slider(1, 2, value=1, step=1, label="Slice", visible=False, elem_id="volume-slice")
-            areas = gr.BarPlot(x="slice", y="area", y_title="lesion pixels", height=160, elem_id="volume-areas")
+            areas = gr.BarPlot(
+                x="slice",
+                y="area",
+                y_title="lesion pixels",
+                height=160,
+                visible=False,
+                buttons=[],
+                elem_id="volume-areas",
+            )
+            largest = gr.Button("Go to the largest slice", size="sm", visible=False, elem_id="volume-largest")
             facts = gr.HTML(NOTHING_YET, padding=False, elem_id="volume-measurements")
             with gr.Row():
                 mask = gr.DownloadButton("Mask (NIfTI)", interactive=False, size="md", elem_id="volume-mask")
+                tiff = gr.DownloadButton("Mask (TIFF)", visible=False, size="md", elem_id="volume-tiff")
                 everything = gr.DownloadButton("Everything (ZIP)", interactive=False, size="md", elem_id="volume-zip")
     shown = gr.State(None)
 
-    results = [shown, view, position, facts, areas, mask, everything]
+    results = [shown, view, position, facts, areas, largest, mask, tiff, everything]
     files.change(nothing, None, results, queue=False, show_progress="hidden", **PRIVATE).then(
         show_preview, files, results, show_progress_on=view, concurrency_limit=2, **PRIVATE
     )
-    run.click(show_volume, [files, model, threshold], results, show_progress_on=view, **ON_MODEL, **PRIVATE)
+    run.click(
+        show_volume, [files, model, threshold, uncertainty], results, show_progress_on=view, **ON_MODEL, **PRIVATE
+    )
+    largest.click(show_largest, shown, [view, position], show_progress="hidden", concurrency_limit=4, **PRIVATE)
     position.input(
         slice_picture, [shown, position], view, show_progress="hidden", trigger_mode="always_last",
         concurrency_limit=4, **PRIVATE,
@@ -128,15 +153,19 @@ def volume_tab(models: dict[str, str]) -> None:
 
 def nothing() -> tuple:
     """The values of the page's parts where there is no volume: see `results` in `volume_tab`."""
-    return None, None, gr.Slider(visible=False), NOTHING_YET, None, no_file(), no_file()
+    hidden = gr.Button(visible=False)
+    no_tiff = gr.DownloadButton(value=None, visible=False)
+    no_areas = gr.BarPlot(value=None, visible=False)
+    return None, None, gr.Slider(visible=False), NOTHING_YET, no_areas, hidden, no_file(), no_tiff, no_file()
 
 
-def area_plot(measurements: dict):
-    """The lesion's area in every slice, numbered from 1, for `gr.BarPlot`."""
+def area_plot(measurements: dict) -> gr.BarPlot:
+    """The lesion's area in every slice, numbered from 1; hidden where there is only one."""
     import pandas as pd
 
     areas = measurements["area_per_slice_pixels"]
-    return pd.DataFrame({"slice": range(1, len(areas) + 1), "area": areas})
+    table = pd.DataFrame({"slice": range(1, len(areas) + 1), "area": areas})
+    return gr.BarPlot(table, x_lim=[0.5, len(areas) + 0.5], visible=len(areas) > 1)
 
 
 def describe_volume(measurements: dict | None, description: str, warnings: list[str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from app_files import make_slice, save_png16
 from PIL import Image
-from volume_samples import SPACING, as_nifti, head, save_nifti
+from volume_samples import SPACING, as_nifti, head, save_nifti, save_pages
 
 from modeling import metrics
 from modeling.inference import load_model
@@ -223,6 +223,16 @@ def test_a_volume_from_upload_to_downloaded_mask(open_page, models, tmp_path):
     page.locator("#volume-slice input[type=range]").press("Home")
     page.locator("#volume-slice input[type=range]").press("ArrowRight")
     page.get_by_alt_text(f"FLAIR slice 2 of 12, lesion {areas[1]:,} pixels").wait_for()
+    page.locator("#volume-view").hover()
+    page.mouse.wheel(0, 100)
+    page.get_by_alt_text(f"FLAIR slice 3 of 12, lesion {areas[2]:,} pixels").wait_for()
+    plot = page.locator("#volume-areas .mark-group.role-frame > g > .background").bounding_box()
+    page.mouse.click(plot["x"] + plot["width"] * 8.5 / 12, plot["y"] + 5)  # the plot is as wide as the slices are many
+    page.get_by_alt_text(f"FLAIR slice 9 of 12, lesion {areas[8]:,} pixels").wait_for()
+    page.click("#volume-largest")
+    page.get_by_alt_text(f"FLAIR slice {largest + 1} of 12, lesion {areas[largest]:,} pixels").wait_for()
+    assert page.locator("#volume-slice input[type=range]").input_value() == str(largest + 1)
+    assert page.locator("#volume-tiff").is_hidden()
 
     with page.expect_download() as started:
         page.locator("#volume-mask").click()
@@ -237,6 +247,17 @@ def test_a_volume_from_upload_to_downloaded_mask(open_page, models, tmp_path):
     page.set_input_files("#volume input[type=file]", report)
     page.locator(".toast-body.error").wait_for()
     assert page.locator("#volume-mask").is_disabled()
+
+    page.locator("#volume").get_by_label("Clear").click()
+    page.set_input_files("#volume input[type=file]", save_pages(tmp_path / "stack.tif", flair))
+    page.get_by_alt_text("FLAIR slice 7 of 12, not outlined yet").wait_for()
+    page.click("#volume-run")
+    with page.expect_download() as started:
+        page.locator("#volume-tiff").click()
+    started.value.save_as(tmp_path / "mask.tif")
+    with Image.open(tmp_path / "mask.tif") as pages:
+        pages.seek(largest)
+        np.testing.assert_array_equal(np.asarray(pages), expected.mask[largest] * np.uint8(255))
 
 
 def test_two_outlines_are_compared(open_page, models, tmp_path):

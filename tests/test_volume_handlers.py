@@ -73,13 +73,12 @@ def test_the_result_is_the_models_and_goes_back_into_the_inputs_space(nifti, mod
     np.testing.assert_allclose(result.probabilities, expected.probabilities, atol=1e-5)
     np.testing.assert_array_equal(result.mask, expected.mask)
     assert result.uncertainty is None
+    assert set(result.masks) == {"nifti"}
 
     written = nib.load(result.masks["nifti"])
     expected_image = as_nifti(expected.mask, ORIENTATION)
     np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(expected_image.dataobj))
     np.testing.assert_allclose(written.affine, nib.load(nifti).affine)
-    with Image.open(result.masks["tiff"]) as pages:
-        assert pages.n_frames == 12
     for path in (*result.masks.values(), result.zip_path):
         assert Path(path).is_relative_to(upload_folder)
 
@@ -104,6 +103,7 @@ def test_measurements_name_the_model_and_how_it_was_run(nifti, models):
     long, short = measured["diameters_mm"]
     assert 0 < short <= long < np.hypot(64 * 0.75, 48 * 0.8)
     assert measured["reason"] is None
+    assert measured["warnings"] == result.warnings
 
 
 def test_without_spacing_lengths_are_refused_with_the_reason(folder, models):
@@ -144,9 +144,15 @@ def test_everything_is_in_the_archive(nifti, models):
 
 def test_slices_keep_their_names_in_the_archive(folder, models):
     archive = save_zip(folder / "case.zip", {f"p/{path.name}": path for path in save_slices(folder, head().slices)})
-    files = members(segment_volume(str(archive), "tiny-a", middle(models), models).zip_path)
+    result = segment_volume(str(archive), "tiny-a", middle(models), models)
+    files = members(result.zip_path)
     assert "mask/TCGA_CS_4941_19960909_12_mask.png" in files
-    assert "case_mask.tif" in files
+    assert files["case_mask.tif"] == Path(result.masks["tiff"]).read_bytes()
+    with Image.open(result.masks["tiff"]) as pages:
+        for index in range(pages.n_frames):
+            pages.seek(index)
+            np.testing.assert_array_equal(np.asarray(pages), result.mask[index] * np.uint8(255))
+        assert pages.n_frames == 12
 
 
 def test_uncertainty_is_asked_for_and_does_not_change_the_mask(nifti, models):
