@@ -27,7 +27,7 @@ from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfi
 from transformers.models.bit.modeling_bit import BitMaxPool2d, WeightStandardizedConv2d
 
 from .inference import fold_batch_norm
-from .layers import MINIMUM_SIZE, SamePaddingConv2d
+from .layers import MINIMUM_SIZE, SamePaddingConv2d, Upsample2x
 from .presets import PRESETS
 from .publish import load_complete
 
@@ -172,6 +172,8 @@ def simplify(module: nn.Module) -> None:
             setattr(module, name, _SameMaxPool2d(child))
         elif isinstance(child, nn.ReLU6):
             setattr(module, name, _Clamp(0.0, 6.0))
+        elif isinstance(child, Upsample2x) and child.mode == "transposed":
+            setattr(module, name, _TransposedUpsample2x(child))
         else:
             simplify(child)
 
@@ -229,6 +231,19 @@ class _SameMaxPool2d(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return _same("MaxPool", (hidden_states,), hidden_states.shape[1], self.kernel_size, self.stride)
+
+
+class _TransposedUpsample2x(nn.Module):
+    """Crops by a negative padding, of which the exporter knows the size; of a slice it knows only a minimum of two."""
+
+    def __init__(self, upsample: Upsample2x):
+        super().__init__()
+        self.projection = upsample.projection
+
+    def forward(self, hidden_states: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        hidden_states = self.projection(hidden_states)
+        height, width = hidden_states.shape[-2:]
+        return nn.functional.pad(hidden_states, (0, size[1] - width, 0, size[0] - height))
 
 
 class _Clamp(nn.Module):
