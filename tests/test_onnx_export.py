@@ -17,13 +17,26 @@ from modeling import (
     onnx_export,
     preset_config,
 )
+from modeling.configuration_transunet import EfficientNetLiteConfig
 from modeling.onnx_export import export_onnx, main, preset_name
 
 # Batch, height, width: multiples of every divisor and of none, square and not, the position embeddings' own grid
 # (64x64), coarser and finer ones, and the smallest size.
 SHAPES = [(1, 64, 64), (3, 32, 33), (2, 96, 128), (1, 65, 47), (4, 127, 50), (1, 75, 201)]
-# Each kind of block once is enough for the exporter, which takes its time for each.
-FEWER_LAYERS = {"transunet-small": {"num_hidden_layers": 1}, "transunet-r50-vit-b16": {"num_hidden_layers": 1}}
+# The exporter takes its time for every layer, so there are few that repeat another.
+FEW_LAYERS = {
+    "unet-5level": {"encoder_depths": [1, 1, 1, 1, 1], "decoder_depth": 1},
+    "unet-4level": {"encoder_depths": [1, 1, 1, 2], "decoder_depth": 1},
+    "transunet-conv": {"num_hidden_layers": 1},
+    "transunet-r50-vit-b16": {"num_hidden_layers": 1, "decoder_depth": 1},
+    "transunet-small": {
+        "num_hidden_layers": 1,
+        "decoder_depth": 1,
+        "backbone_config": EfficientNetLiteConfig(
+            embedding_size=8, hidden_sizes=[4, 6, 8, 10, 12], depths=[1, 2, 1, 1, 1], expand_ratios=[1, 2, 2, 2, 2]
+        ),
+    },
+}
 
 
 @pytest.fixture
@@ -34,7 +47,7 @@ def small_unet():
 
 @pytest.mark.parametrize("preset", TINY)
 def test_every_preset_gives_the_same_logits_at_any_size(preset, tmp_path, capsys):
-    model = randomized(tiny_model(preset, **FEWER_LAYERS.get(preset, {})))
+    model = randomized(tiny_model(preset, **FEW_LAYERS[preset]))
     model.save_pretrained(tmp_path / "checkpoint")
     processor = BrainMRIImageProcessor(size_divisor=model.config.size_divisor, clip=6.0)
     processor.save_pretrained(tmp_path / "checkpoint")
