@@ -92,7 +92,7 @@ def launch(demo: gr.Blocks, **options):
         "footer_links": ["api", "settings"],
         "theme": theme(),
         "css_paths": SPACE / "page.css",
-        "js": (SPACE / "volume.js").read_text(encoding="utf-8"),
+        "js": "\n".join(path.read_text(encoding="utf-8") for path in sorted(SPACE.glob("*.js"))),
     }
     return demo.launch(**settings | options)
 

@@ -46,7 +46,7 @@ def compare_tab(models: dict[str, str]) -> None:
             shown,
             slice_picture(shown, count // 2 + 1),
             slice_slider(count, count // 2 + 1),
-            describe_input(preview.description, preview.warnings) + NOTHING_YET,
+            warnings_list(preview.warnings) + describe_input(preview.description) + NOTHING_YET,
             no_file(),
         )
 
@@ -155,13 +155,13 @@ def largest_slice(result: Comparison) -> int:
     return int(areas.argmax()) if areas.any() else len(areas) // 2
 
 
-def describe_input(description: str, warnings: list[str]) -> str:
-    """What was read and what looks wrong with it, in HTML."""
-    return f'<p class="provenance">{html.escape(description)}</p>{warnings_list(warnings)}'
+def describe_input(description: str) -> str:
+    """What was read, in HTML."""
+    return f'<p class="provenance">{html.escape(description)}</p>'
 
 
 def describe_comparison(result: Comparison) -> str:
-    """The key to the colours, the scores and what was compared, in HTML."""
+    """What looks wrong, the key to the colours, the scores and what was compared, in HTML."""
     a, b = result.measurements["a"], result.measurements["b"]
     facts = {
         "Dice": "–" if result.dice is None else f"{result.dice:.3f}",
@@ -186,4 +186,6 @@ def describe_comparison(result: Comparison) -> str:
     reason = result.measurements["reason"]
     remark = f"<p>{html.escape(reason)}</p>" if reason else ""
     setting = f'<p class="provenance">Threshold {a["threshold"]:.2f}</p>'
-    return key + facts_list(facts) + remark + setting + describe_input(result.description, result.warnings)
+    return (
+        warnings_list(result.warnings) + key + facts_list(facts) + remark + setting + describe_input(result.description)
+    )

@@ -95,7 +95,7 @@ def slice_tab(models: dict[str, str]) -> None:
             view,
             layer_picture(drawn, layer),
             describe_layer(layer, remark),
-            describe_result(result.measurements) + warnings_list(result.warnings),
+            warnings_list(result.warnings) + describe_result(result.measurements),
             gr.DownloadButton(value=result.mask_path, interactive=True),
             gr.DownloadButton(value=result.zip_path, interactive=True),
             Shown(result.outline.width // result.measurements["width"], layer),
@@ -135,8 +135,8 @@ def slice_tab(models: dict[str, str]) -> None:
             gr.HTML(FORMATS, padding=False)
             with gr.Accordion("T1 in files of their own", open=False, elem_id="sequences"):
                 gr.HTML(SEQUENCES, padding=False)
-                pre = gr.File(label="Pre-contrast T1", height=110, elem_id="pre")
-                post = gr.File(label="Post-contrast T1", height=110, elem_id="post")
+                pre = gr.File(label="Pre-contrast T1", height=130, elem_id="pre")
+                post = gr.File(label="Post-contrast T1", height=130, elem_id="post")
             gr.HTML(EXAMPLES_HINT, padding=False)
             with gr.Row(elem_id="examples"):
                 examples = {

@@ -169,8 +169,8 @@ def area_plot(measurements: dict) -> gr.BarPlot:
 
 
 def describe_volume(measurements: dict | None, description: str, warnings: list[str]) -> str:
-    """Measurements, where there are any, what was read, and what looks wrong with it, in HTML."""
-    text = ""
+    """What looks wrong with what was read, measurements where there are any, and what was read, in HTML."""
+    text = warnings_list(warnings)
     if measurements:
         facts = {"Lesion": f"{measurements['lesion_voxels']:,} voxels"}
         if measurements["volume_ml"] is not None:
@@ -178,9 +178,9 @@ def describe_volume(measurements: dict | None, description: str, warnings: list[
         if measurements["diameters_mm"]:
             long, short = measurements["diameters_mm"]
             facts["Diameters on the largest slice"] = f"{long:.0f} × {short:.0f} mm"
-        text = facts_list(facts)
+        text += facts_list(facts)
         if measurements["reason"]:
             text += f"<p>{html.escape(measurements['reason'])}</p>"
         model = html.escape(measurements["model"])
         text += f'<p class="provenance">{model} at threshold {measurements["threshold"]:.2f}</p>'
-    return f'{text}<p class="provenance">{html.escape(description)}</p>{warnings_list(warnings)}'
+    return f'{text}<p class="provenance">{html.escape(description)}</p>'

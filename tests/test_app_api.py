@@ -56,9 +56,9 @@ def fetch(address: str, file: dict | str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(download(address, file))))
 
 
-def call_raw(address: str, data: list) -> str:
+def call_raw(address: str, data: list, endpoint: str = "segment_slice") -> str:
     """What the queue answers to a payload that no well-behaved client sends."""
-    base = f"{address}/gradio_api/call/segment_slice"
+    base = f"{address}/gradio_api/call/{endpoint}"
     response = httpx.post(base, json={"data": data})
     assert response.status_code == 200
     return httpx.get(f"{base}/{response.json()['event_id']}", timeout=60).text
@@ -213,6 +213,17 @@ def test_paths_that_were_not_uploaded_are_refused(server, slice_path, upload_fol
         assert answer.startswith("event: error"), file
         assert "root:" not in answer
         assert "event: complete" not in answer
+    inside = upload_folder / "inside.png"
+    inside.write_bytes(slice_path.read_bytes())
+    outside, inside = ({"path": str(path)} | meta for path in (slice_path, inside))
+    for endpoint, data in (
+        ("segment_volume", [[outside], "tiny-a", 0.5]),
+        ("compare", [[outside], "tiny-a", "tiny-b", None, 0.5]),
+        ("compare", [[inside], "tiny-a", None, [outside], 0.5]),
+    ):
+        answer = call_raw(address, data, endpoint)
+        assert answer.startswith("event: error"), data
+        assert "event: complete" not in answer
 
 
 def test_urls_are_not_fetched(server):
@@ -227,8 +238,15 @@ def test_urls_are_not_fetched(server):
     answer = call_raw(
         server[0], [{"path": "http://example.invalid/slice.png", "meta": {"_type": "gradio.FileData"}}, "tiny-a", 0.5]
     )
+    url = {"path": "http://example.invalid/mask.png", "meta": {"_type": "gradio.FileData"}}
+    others = [
+        call_raw(server[0], [[url], "tiny-a", 0.5], "segment_volume"),
+        call_raw(server[0], [[url], "tiny-a", "tiny-b", None, 0.5], "compare"),
+        call_raw(server[0], [None, "tiny-a", None, [url], 0.5], "compare"),
+    ]
     listening = False
     assert "A URL came instead of a file" in answer
+    assert ["A URL came instead of a file" in other for other in others] == [True, True, True]
     assert reached, "the test's own connection shows that the hook works"
     assert not [where for where in reached if "example" in where]
 

@@ -99,6 +99,8 @@ def test_from_upload_to_downloaded_mask(open_page, slice_file, expected_mask, tm
     page = open_page()
     download = page.locator("#mask")
     assert download.is_disabled()
+    page.click("#run")
+    page.get_by_text("Upload one or pick an example first").wait_for()
 
     page.set_input_files(FILE_INPUT, slice_file())
     page.get_by_alt_text("FLAIR slice, not outlined yet").wait_for()
@@ -209,6 +211,8 @@ def test_a_volume_from_upload_to_downloaded_mask(open_page, models, tmp_path):
     page.set_input_files("#volume input[type=file]", path)
     page.get_by_alt_text("FLAIR slice 7 of 12, not outlined yet").wait_for()
     assert is_grey(shown(page, "#volume-view"))
+    assert page.locator("button:not([role=group]) button").count() == 0, "no button in a button"
+    assert page.locator(".empty[aria-label]:not([role])").count() == 0
 
     page.click("#volume-run")
     expected = run_model(*load_model(models["tiny-a"]), flair)
@@ -290,12 +294,6 @@ def test_two_outlines_are_compared(open_page, models, tmp_path):
     assert started.value.suggested_filename == "case_comparison.zip"
     page.locator("#compare-slice input[type=range]").press("Home")
     page.get_by_alt_text(re.compile(r"^FLAIR slice 1 of 12, \d+ pixels in both")).wait_for()
-
-
-def test_running_without_a_slice_says_what_to_do(open_page):
-    page = open_page()
-    page.click("#run")
-    page.get_by_text("Upload one or pick an example first").wait_for()
 
 
 def test_an_example_is_one_click_away(open_page):
