@@ -90,7 +90,6 @@ def volume_tab(models: dict[str, str]) -> None:
             model = gr.Dropdown(list(models), value=default_model(models), label="Model", elem_id="volume-model")
             threshold = threshold_slider("volume-threshold", "voxel")
             uncertainty = gr.Checkbox(
-                False,
                 label="Map the uncertainty, too",
                 info="In the ZIP; takes four times as long",
                 elem_id="volume-uncertainty",
@@ -101,14 +100,9 @@ def volume_tab(models: dict[str, str]) -> None:
             view = picture("FLAIR", elem_id="volume-view")
             position = gr.Slider(1, 2, value=1, step=1, label="Slice", visible=False, elem_id="volume-slice")
             areas = gr.BarPlot(
-                x="slice",
-                y="area",
-                y_title="lesion pixels",
-                height=160,
-                visible=False,
-                buttons=[],
-                elem_id="volume-areas",
-            )
+                x="slice", y="area", y_title="lesion pixels", title="Click the plot to go to a slice", height=180,
+                visible=False, buttons=[], elem_id="volume-areas",
+            )  # fmt: skip
             largest = gr.Button("Go to the largest slice", size="sm", visible=False, elem_id="volume-largest")
             facts = gr.HTML(NOTHING_YET, padding=False, elem_id="volume-measurements")
             with gr.Row():
