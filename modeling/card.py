@@ -108,6 +108,7 @@ def evaluations(results: Sequence[Results]) -> list[EvalResult]:
                 task_type="image-segmentation",
                 dataset_type=result.dataset if is_hub_id(result.dataset) else result.source.identifier,
                 dataset_name=name,
+                dataset_config="flair" if result.channels == "flair" else None,  # else read back as one with the other
                 dataset_split=result.split,
                 dataset_args={"patients": len(result.patients), "threshold": result.threshold},
                 metric_type=kind,

@@ -81,15 +81,14 @@ def read_scores(source: str) -> list[Scores]:
     except Exception:  # a card is for people: whatever is wrong with it must not keep the page from starting
         logger.warning("The card of %s cannot be read", source, exc_info=True)
         return []
-    found: dict[tuple, Scores] = {}
+    found: dict[str, Scores] = {}
     for result in results:
         if BY_PATIENT not in (result.metric_name or "") or result.dataset_type == PHANTOM.identifier:
             continue
         patients = (result.dataset_args or {}).get("patients")
         parts = [result.dataset_name, result.dataset_split, f"{patients} patients" if patients else None]
         images = ", ".join(filter(None, parts))
-        # A card lists a second measurement on the same images after the first; it cannot be told what differed.
-        found.setdefault(images, Scores(images, {})).metrics.setdefault(result.metric_name, result.metric_value)
+        found.setdefault(images, Scores(images, {})).metrics[result.metric_name] = result.metric_value
     return list(found.values())
 
 

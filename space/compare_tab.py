@@ -17,7 +17,7 @@ from .components import (
     warnings_list,
 )
 from .handlers import default_model, shown_to_people
-from .slice_view import Shown, draw_agreement, slice_picture, slice_slider
+from .slice_view import Shown, draw_agreement, no_slices, show_slices, slice_view
 from .volume_handlers import open_volume
 
 FORMATS = """
@@ -41,11 +41,8 @@ def compare_tab(models: dict[str, str]) -> None:
         if not paths:
             return gr.skip()
         preview = open_volume(paths)
-        shown, count = Shown(preview.flair), len(preview.flair)
         return (
-            shown,
-            slice_picture(shown, count // 2 + 1),
-            slice_slider(count, count // 2 + 1),
+            *show_slices(Shown(preview.flair), len(preview.flair) // 2 + 1),
             warnings_list(preview.warnings) + describe_input(preview.description) + NOTHING_YET,
             no_file(),
         )
@@ -56,11 +53,8 @@ def compare_tab(models: dict[str, str]) -> None:
             result = compare_models(paths, model, other_model, threshold, models, progress)
         else:
             result = compare_with_mask(paths, model, mask, threshold, models, progress)
-        shown, number = Shown(result.flair, result.mask_a, result.mask_b), largest_slice(result) + 1
         return (
-            shown,
-            slice_picture(shown, number),
-            slice_slider(len(shown.flair), number),
+            *show_slices(Shown(result.flair, result.mask_a, result.mask_b), largest_slice(result) + 1),
             describe_comparison(result),
             gr.DownloadButton(value=result.zip_path, interactive=True),
         )
@@ -101,11 +95,9 @@ def compare_tab(models: dict[str, str]) -> None:
             gr.HTML(NOTICE, padding=False)
             run = gr.Button("Compare the outlines", variant="primary", elem_id="compare-run")
         with gr.Column(scale=5, min_width=320):
-            view = picture("FLAIR", elem_id="compare-view")
-            position = gr.Slider(1, 2, value=1, step=1, label="Slice", visible=False, elem_id="compare-slice")
+            shown, view, position = slice_view("compare")
             facts = gr.HTML(NOTHING_YET, padding=False, elem_id="compare-facts")
             everything = gr.DownloadButton("Everything (ZIP)", interactive=False, size="md", elem_id="compare-zip")
-    shown = gr.State(None)
 
     results = [shown, view, position, facts, everything]
     kind.change(
@@ -113,16 +105,12 @@ def compare_tab(models: dict[str, str]) -> None:
         kind, [other_model, expert], queue=False, show_progress="hidden", **PRIVATE,
     )  # fmt: skip
     files.change(
-        lambda: (None, None, gr.Slider(visible=False), NOTHING_YET, no_file()),
+        lambda: (*no_slices(), NOTHING_YET, no_file()),
         None, results, queue=False, show_progress="hidden", **PRIVATE,
     ).then(show_preview, files, results, show_progress_on=view, concurrency_limit=2, **PRIVATE)  # fmt: skip
     run.click(
         show_comparison, [files, kind, model, other_model, mask, threshold], results, show_progress_on=view,
         **ON_MODEL, **PRIVATE,
-    )  # fmt: skip
-    position.input(
-        slice_picture, [shown, position], view, show_progress="hidden", trigger_mode="always_last",
-        concurrency_limit=4, **PRIVATE,
     )  # fmt: skip
 
     # Hidden components of its own, as for /segment_slice.

@@ -1,4 +1,4 @@
-"""The view of a volume's slices that tabs share: what is shown, a picture of one slice, and the slider to it."""
+"""The view of a volume's slices that tabs share: a picture of one slice, and the slider to it."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from .components import PRIVATE, picture
 from .handlers import draw
 
 AGREEMENT_COLOR = (0, 158, 115)  # bluish green of the palette that `modeling.visualization` uses
@@ -19,6 +20,30 @@ class Shown:
     flair: np.ndarray
     mask: np.ndarray | None = None
     reference: np.ndarray | None = None  # in a comparison, the second mask
+
+
+def slice_view(name: str) -> tuple[gr.State, gr.Image, gr.Slider]:
+    """Place the picture and the slider, `NAME-view` and `NAME-slice`; `show_slices` or `no_slices` fills all three."""
+    shown = gr.State(None)
+    view = picture("FLAIR", elem_id=f"{name}-view")
+    position = gr.Slider(1, 2, value=1, step=1, label="Slice", visible=False, elem_id=f"{name}-slice")
+    position.input(
+        slice_picture, [shown, position], view, show_progress="hidden", trigger_mode="always_last",
+        concurrency_limit=4, **PRIVATE,
+    )  # fmt: skip
+    return shown, view, position
+
+
+def show_slices(shown: Shown, number: int) -> tuple[Shown, gr.Image, gr.Slider]:
+    """The values of a `slice_view` at slice `number`, counted from 1; the slider is hidden where there is only one."""
+    count = len(shown.flair)
+    slider = gr.Slider(1, max(2, count), value=number, visible=count > 1)
+    return shown, slice_picture(shown, number), slider
+
+
+def no_slices() -> tuple[None, None, gr.Slider]:
+    """The values of a `slice_view` where there is no volume."""
+    return None, None, gr.Slider(visible=False)
 
 
 def slice_picture(shown: Shown | None, number: int) -> gr.Image | None:
@@ -55,8 +80,3 @@ def draw_agreement(flair: np.ndarray, a: np.ndarray, b: np.ndarray) -> Image.Ima
     lines = np.asarray(outlined)
     on_line = (lines != lines[..., :1]).any(axis=-1, keepdims=True)  # all else is grey
     return Image.fromarray(np.where(on_line, lines, np.rint(filled).astype(np.uint8)))
-
-
-def slice_slider(count: int, number: int) -> gr.Slider:
-    """The slider of `count` slices, at `number`; hidden where there is only one."""
-    return gr.Slider(1, max(2, count), value=number, visible=count > 1)

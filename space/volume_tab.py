@@ -10,13 +10,12 @@ from .components import (
     PRIVATE,
     facts_list,
     no_file,
-    picture,
     refuse_urls,
     threshold_slider,
     warnings_list,
 )
 from .handlers import default_model, shown_to_people
-from .slice_view import Shown, slice_picture, slice_slider
+from .slice_view import Shown, no_slices, show_slices, slice_view
 from .volume_handlers import open_volume, segment_volume
 
 FORMATS = """
@@ -34,12 +33,8 @@ def volume_tab(models: dict[str, str]) -> None:
         if not paths:
             return gr.skip()
         preview = open_volume(paths)
-        shown = Shown(preview.flair)
-        middle = len(preview.flair) // 2
         return (
-            shown,
-            slice_picture(shown, middle + 1),
-            slice_slider(len(shown.flair), middle + 1),
+            *show_slices(Shown(preview.flair), len(preview.flair) // 2 + 1),
             describe_volume(None, preview.description, preview.warnings) + NOTHING_YET,
             *nothing()[4:],
         )
@@ -48,11 +43,8 @@ def volume_tab(models: dict[str, str]) -> None:
     def show_volume(paths, model, threshold, uncertainty, progress=gr.Progress()):  # noqa: B008
         result = segment_volume(paths, model, threshold, models, progress, uncertainty)
         shown = Shown(result.flair, result.mask)
-        largest = result.measurements["largest_slice"] + 1
         return (
-            shown,
-            slice_picture(shown, largest),
-            slice_slider(len(shown.flair), largest),
+            *show_slices(shown, result.measurements["largest_slice"] + 1),
             describe_volume(result.measurements, result.description, result.warnings),
             area_plot(result.measurements),
             gr.Button(visible=len(shown.flair) > 1 and bool(result.mask.any())),
@@ -62,8 +54,7 @@ def volume_tab(models: dict[str, str]) -> None:
         )
 
     def show_largest(shown):
-        number = int(shown.mask.sum(axis=(1, 2)).argmax()) + 1
-        return slice_picture(shown, number), number
+        return show_slices(shown, int(shown.mask.sum(axis=(1, 2)).argmax()) + 1)
 
     @shown_to_people
     def segment_volume_api(files, model, threshold, progress=gr.Progress()):  # noqa: B008
@@ -97,8 +88,7 @@ def volume_tab(models: dict[str, str]) -> None:
             gr.HTML(NOTICE, padding=False)
             run = gr.Button("Outline the lesion in the volume", variant="primary", elem_id="volume-run")
         with gr.Column(scale=5, min_width=320):
-            view = picture("FLAIR", elem_id="volume-view")
-            position = gr.Slider(1, 2, value=1, step=1, label="Slice", visible=False, elem_id="volume-slice")
+            shown, view, position = slice_view("volume")
             areas = gr.BarPlot(
                 x="slice", y="area", y_title="lesion pixels", title="Click the plot to go to a slice", height=180,
                 visible=False, buttons=[], elem_id="volume-areas",
@@ -109,7 +99,6 @@ def volume_tab(models: dict[str, str]) -> None:
                 mask = gr.DownloadButton("Mask (NIfTI)", interactive=False, size="md", elem_id="volume-mask")
                 tiff = gr.DownloadButton("Mask (TIFF)", visible=False, size="md", elem_id="volume-tiff")
                 everything = gr.DownloadButton("Everything (ZIP)", interactive=False, size="md", elem_id="volume-zip")
-    shown = gr.State(None)
 
     results = [shown, view, position, facts, areas, largest, mask, tiff, everything]
     files.change(nothing, None, results, queue=False, show_progress="hidden", **PRIVATE).then(
@@ -118,11 +107,7 @@ def volume_tab(models: dict[str, str]) -> None:
     run.click(
         show_volume, [files, model, threshold, uncertainty], results, show_progress_on=view, **ON_MODEL, **PRIVATE
     )
-    largest.click(show_largest, shown, [view, position], show_progress="hidden", concurrency_limit=4, **PRIVATE)
-    position.input(
-        slice_picture, [shown, position], view, show_progress="hidden", trigger_mode="always_last",
-        concurrency_limit=4, **PRIVATE,
-    )  # fmt: skip
+    largest.click(show_largest, shown, [shown, view, position], show_progress="hidden", concurrency_limit=4, **PRIVATE)
 
     # Hidden components of its own, as for /segment_slice.
     api_files = gr.File(label="files", file_count="multiple", visible=False)
@@ -150,7 +135,7 @@ def nothing() -> tuple:
     hidden = gr.Button(visible=False)
     no_tiff = gr.DownloadButton(value=None, visible=False)
     no_areas = gr.BarPlot(value=None, visible=False)
-    return None, None, gr.Slider(visible=False), NOTHING_YET, no_areas, hidden, no_file(), no_tiff, no_file()
+    return *no_slices(), NOTHING_YET, no_areas, hidden, no_file(), no_tiff, no_file()
 
 
 def area_plot(measurements: dict) -> gr.BarPlot:

@@ -92,6 +92,15 @@ def test_metadata_are_the_measured_scores_and_are_read_back(copied, real_results
     assert measured[key] == round(summary["lesion_slice_dice"], 4)
 
 
+def test_scores_on_flair_alone_are_read_back_apart(copied, real_results, tmp_path):
+    flair = tmp_path / "flair.json"
+    flair.write_text(json.dumps(json.loads(real_results.read_text()) | {"channels": "flair"}))
+    write_card(copied, results=[real_results, flair], runs=[make_run(tmp_path / "runs" / "a")])
+    names = [r.dataset_name for r in ModelCard.load(copied / "README.md").data.eval_results]
+    assert sorted(set(names)) == ["LGG MRI segmentation", "LGG MRI segmentation, FLAIR alone"]
+    assert names.count("LGG MRI segmentation") == len(names) / 2
+
+
 def test_text_tells_extremes_and_how_the_patients_were_used(copied, real_results, tmp_path):
     write_card(copied, results=[real_results], runs=[make_run(tmp_path / "runs" / "a")], hardware="two cores")
     text = " ".join(ModelCard.load(copied / "README.md").text.split())

@@ -89,7 +89,7 @@ def add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--augmentation", type=float, default=1.0, help="strength; 0 is off")
     group.add_argument("--num_workers", type=int, default=2, help="processes that decode and augment; 0: the main one")
     group.add_argument(
-        "--low_memory", action="store_true", help="on a CPU, return freed memory to the system after every step: slower"
+        "--low_memory", action="store_true", help="on a CPU, return freed memory to the system at once: slower"
     )
 
 

@@ -15,7 +15,8 @@ def keep_freed_memory() -> bool:
     """Have glibc reuse freed memory instead of returning it to the system; whether this C library can.
 
     A training step allocates gigabytes of activations and frees them all. By default each large block comes from the
-    system anew, page by page and zeroed, which takes up to a third of a step.
+    system anew, page by page and zeroed. Blocks of different sizes do not fill each other's places, so the peak rises.
+    `benchmarks/training_speed.py` measures both.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -26,8 +27,8 @@ def keep_freed_memory() -> bool:
 def memory_format_for(model: nn.Module, device: torch.device) -> torch.memory_format:
     """The layout of weights and activations in which `model` trains fastest on `device`.
 
-    oneDNN's gradient of a 3x3 kernel is several times slower in channels_last than in the contiguous layout without
-    AVX-512, and the U-Nets hardly do anything else. The others are faster in channels_last, as are all on a GPU.
+    The U-Nets spend most of a step on the gradients of 3x3 kernels, which oneDNN computes up to four times faster from
+    contiguous tensors where slices are large (measured with AVX2). For all else, channels_last as PyTorch advises.
     """
     if device.type == "cpu" and isinstance(model, UNetForSemanticSegmentation):
         return torch.contiguous_format

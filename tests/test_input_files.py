@@ -1,0 +1,120 @@
+"""modeling/input_files.py: hostile archives and damaged or huge files are refused before they do harm."""
+
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from volume_samples import head, save_nifti, save_pages, save_slices, save_zip
+
+from modeling import input_files, scans
+from modeling.input_files import VolumeFileError
+from modeling.volume_files import read_volume
+
+FLAIR = 1
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/cron.d/x.png", "/etc/x.png", "a/../../x.png", "..\\..\\x.png", "C:\\x.png"]
+)
+def test_an_archive_that_names_files_outside_itself_is_refused(tmp_path, name):
+    with pytest.raises(VolumeFileError, match="names a file outside itself"):
+        read_volume([save_zip(tmp_path / "slices.zip", {name: b"\x89PNG"})])
+    assert list(tmp_path.iterdir()) == [tmp_path / "slices.zip"]
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.zip"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a.png", "w", force_zip64=True) as out,
+    ):
+        for _ in range(61):
+            out.write(b"\0" * 10_000_000)
+    many = save_zip(tmp_path / "many.zip", {f"{number}.png": b"" for number in range(input_files.MAX_FILES + 1)})
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_, **__: pytest.fail("a member was read"))
+    with pytest.raises(VolumeFileError, match="unpacks to 1 files of 610 MB"):
+        read_volume([path])
+    with pytest.raises(VolumeFileError, match="2,001 files"):
+        read_volume([many])
+
+
+def test_a_member_never_unpacks_to_more_than_it_declares(tmp_path):
+    path = save_zip(tmp_path / "liar.zip", {"slice_1.png": b"\x89PNG" + b"\0" * 5_000_000})
+    data = path.read_bytes()
+    for signature, at in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        where = data.index(signature) + at
+        data = data[:where] + struct.pack("<I", 1000) + data[where + 4 :]
+    path.write_bytes(data)
+    with pytest.raises(VolumeFileError, match="is damaged"):
+        read_volume([path])
+
+
+def test_a_list_of_a_million_members_is_not_even_read(tmp_path, monkeypatch):
+    path = save_zip(tmp_path / "list.zip", {"a.png": b""})
+    data = path.read_bytes()
+    where = data.index(b"PK\x05\x06") + 12
+    path.write_bytes(data[:where] + struct.pack("<I", 90_000_000) + data[where + 4 :])
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("the list was read"))
+    with pytest.raises(VolumeFileError, match="lists more than"):
+        read_volume([path])
+
+
+def test_an_encrypted_archive_is_refused(tmp_path):
+    path = save_zip(tmp_path / "secret.zip", {"slice_1.png": b"\x89PNG"})
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    with pytest.raises(VolumeFileError, match="encrypted"):
+        read_volume([path])
+
+
+def test_an_archive_with_a_false_image_names_it(tmp_path):
+    with pytest.raises(VolumeFileError, match=r"'case/slice_1.png' is of no kind"):
+        read_volume([save_zip(tmp_path / "case.zip", {"case/slice_1.png": b"MZ not an image"})])
+
+
+def test_two_thousand_slices_are_refused_before_all_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(scans, "MAX_SLICES", 8)
+    decoded = []
+    load = Image.Image.load
+    monkeypatch.setattr(Image.Image, "load", lambda self: decoded.append(self) or load(self))
+    paths = save_slices(tmp_path, head().slices)
+    with pytest.raises(VolumeFileError, match="9 slices of 64×48 pixels, which is too large"):
+        read_volume(paths)
+
+
+def test_a_hundred_megapixel_page_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    Image.new("L", (10_000, 10_000)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(VolumeFileError, match=r"10,000×10,000 pixels, which is too large"):
+        read_volume([tmp_path / "huge.png"])
+
+
+@pytest.mark.parametrize("kind", ["nifti", "nifti.gz", "tiff", "zip"])
+def test_no_damaged_file_gets_past_the_readers(tmp_path, kind):
+    flair = head().slices[:3, ..., FLAIR]
+    if kind.startswith("nifti"):
+        path = save_nifti(tmp_path / f"flair.{kind.replace('nifti', 'nii')}", flair)
+    elif kind == "tiff":
+        path = save_pages(tmp_path / "stack.tif", flair)
+    else:
+        path = save_zip(tmp_path / "slices.zip", {f"s{n}.png": p for n, p in enumerate(save_slices(tmp_path, flair))})
+    intact = path.read_bytes()
+    random = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(150):
+        damaged = bytearray(intact)
+        for place in random.integers(0, min(len(damaged), 700) if random.random() < 0.7 else len(damaged), 4):
+            damaged[place] = random.integers(256)
+        path.write_bytes(damaged[: random.integers(1, len(damaged))] if random.random() < 0.3 else damaged)
+        try:
+            volume = read_volume([Path(path)])
+        except VolumeFileError:
+            outcomes.add("refused")
+        else:
+            outcomes.add("read")
+            assert np.isfinite(volume.slices.astype(np.float32)).all()
+    assert "refused" in outcomes
