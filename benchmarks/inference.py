@@ -33,6 +33,7 @@ from benchmarks.machine import gflop, matrix_product_rate, seconds
 from hub_dataset.loading import load_splits
 from hub_dataset.patients import Patient, group_by_patient, read_patient
 from hub_dataset.phantom import phantom_volume
+from modeling.image_processing_brain_mri import FLAIR
 from modeling.inference import load_model, segment_volume
 from modeling.metrics import score_volume
 from modeling.postprocessing import postprocess_volume
@@ -67,7 +68,7 @@ def straightforward(model: nn.Module, processor, slices: np.ndarray) -> np.ndarr
     masks = []
     with torch.no_grad():
         for image in slices:
-            if image.min() == image.max():
+            if image[..., FLAIR].min() == image[..., FLAIR].max():  # which the processor refuses
                 masks.append(np.zeros(image.shape[:2], dtype=bool))
                 continue
             outputs = model(**processor(images=image, return_tensors="pt"))
