@@ -17,6 +17,8 @@ INTRODUCTION = """
 only; what is sent to this page is deleted within the hour, and with transformers nothing leaves your machine.</p>
 """
 OTHERS = """
+<p class="hint">Where the sequences are files of their own, <code>image</code> is grey FLAIR, and the T1 slices go in as
+<code>pre_contrast</code> and <code>post_contrast</code>, either or both.</p>
 <p class="hint">Further endpoints: <code>/segment_volume</code>, <code>/compare</code> and <code>/list_models</code>.
 <a href="?view=api">The list of parameters</a> has them all. Calls wait in the same queue as the page's visitors.</p>
 """

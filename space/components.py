@@ -1,4 +1,4 @@
-"""Parts that the page's tabs share: pictures, the notice, warnings, and files that are never fetched from a URL."""
+"""Parts that the page's tabs share: pictures, the notice, warnings, and how calls from code are taken."""
 
 import html
 
@@ -57,3 +57,14 @@ def refuse_urls(component: gr.File) -> None:
         return await accept(path)
 
     component.async_move_resource_to_block_cache = accept_uploads_only
+
+
+def fill_in_defaults(demo: gr.Blocks) -> None:
+    """Let a raw call leave out its last parameters, as the clients' calls can."""
+    preprocess = demo.preprocess_data
+
+    async def with_defaults(block_fn, inputs, *args, **kwargs):
+        left_out = [component.value for component in block_fn.inputs[len(inputs) :]]
+        return await preprocess(block_fn, [*inputs, *left_out], *args, **kwargs)
+
+    demo.preprocess_data = with_defaults

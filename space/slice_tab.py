@@ -113,20 +113,24 @@ def slice_tab(models: dict[str, str]) -> None:
         return layer_picture(attention(flair, model, (row, column), models, pre, post), ATTENTION, (row, column))
 
     @shown_to_people
-    def segment_slice(image, model, threshold, progress=gr.Progress()):  # noqa: B008
+    def segment_slice(image, model, threshold, pre_contrast=None, post_contrast=None, progress=gr.Progress()):  # noqa: B008
         """Outline the lesion on one slice.
 
         Args:
-            image: the slice as PNG, JPEG or TIFF.
+            image: the slice as PNG, JPEG or TIFF: RGB in the order pre-contrast T1, FLAIR, post-contrast T1, or grey
+                FLAIR.
             model: a name that /list_models gives.
             threshold: probability from which a pixel belongs to the lesion, between 0 and 1.
+            pre_contrast: the grey T1 slice before contrast, if it is a file of its own; `image` is then grey FLAIR.
+                A T1 slice that is missing is copied from FLAIR.
+            post_contrast: likewise after contrast.
 
         Returns:
             The mask as PNG (0 or 255, at the size of the slice), FLAIR with the outline, the probability map in
             colours, and the measurements: model, weights_sha256, threshold, width, height, lesion_pixels,
             lesion_percent (of the whole slice), highest_probability, and warnings (what looks wrong with the slice).
         """
-        result = segment(image, model, threshold, models, progress)
+        result = segment(image, model, threshold, models, progress, pre_contrast, post_contrast)
         return result.mask_path, result.outline, result.probability_map, result.measurements
 
     with gr.Row():
@@ -187,13 +191,17 @@ def slice_tab(models: dict[str, str]) -> None:
 
     # The endpoint has components of its own, which are not shown: text and number reach the handler unchecked, so that
     # it answers in its own words.
-    api_file = gr.File(label="image", visible=False)
+    api_file, api_pre, api_post = (
+        gr.File(label=label, visible=False) for label in ("image", "pre_contrast", "post_contrast")
+    )
     gr.Button(visible=False).click(
         segment_slice,
         [
             api_file,
             gr.Textbox(default_model(models), label="model", visible=False),
             gr.Number(0.5, label="threshold", visible=False),
+            api_pre,
+            api_post,
         ],
         [
             gr.File(label="mask", visible=False),
@@ -204,7 +212,7 @@ def slice_tab(models: dict[str, str]) -> None:
         api_name="segment_slice",
         **ON_MODEL,
     )
-    for component in (*files, api_file):
+    for component in (*files, api_file, api_pre, api_post):
         refuse_urls(component)
 
 

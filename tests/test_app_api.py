@@ -70,7 +70,10 @@ def test_the_public_endpoints_have_named_parameters(client):
     assert set(api["named_endpoints"]) == {"/segment_slice", "/segment_volume", "/compare", "/list_models"}
     segment = api["named_endpoints"]["/segment_slice"]
     parameters = {item["parameter_name"]: item["parameter_default"] for item in segment["parameters"]}
-    assert parameters == {"image": None, "model": "tiny-a", "threshold": 0.5}
+    assert list(parameters) == ["image", "model", "threshold", "pre_contrast", "post_contrast"]
+    assert parameters == {
+        "image": None, "model": "tiny-a", "threshold": 0.5, "pre_contrast": None, "post_contrast": None,
+    }  # fmt: skip
     assert [item["label"] for item in segment["returns"]] == ["mask", "outline", "probability map", "measurements"]
     segment = api["named_endpoints"]["/segment_volume"]
     parameters = {item["parameter_name"]: item["parameter_default"] for item in segment["parameters"]}
@@ -173,6 +176,38 @@ def test_a_slice_is_segmented_over_the_wire(client, server, slice_path, expected
     assert (measurements["model"], measurements["threshold"]) == ("tiny-b", 0.45)
 
 
+def test_sequences_in_files_of_their_own_over_the_wire(client, server, tmp_path, upload, expected_mask):
+    pixels = make_slice()
+    paths = [tmp_path / f"{name}.png" for name in ("pre", "flair", "post")]
+    for channel, path in enumerate(paths):
+        Image.fromarray(pixels[..., channel]).save(path)
+    pre, flair, post = map(handle_file, paths)
+    for arguments, order in (
+        ({"pre_contrast": pre, "post_contrast": post}, (0, 1, 2)),
+        ({"post_contrast": post}, (1, 1, 2)),
+        ({}, (1, 1, 1)),
+    ):
+        mask, *_, measurements = client.predict(flair, **arguments, api_name="/segment_slice")
+        expected = expected_mask(pixels[..., order])
+        np.testing.assert_array_equal(fetch(server[0], mask), expected * np.uint8(255))
+        copied = [warning for warning in measurements["warnings"] if warning.startswith("There is no ")]
+        assert len(copied) == (1 if order[0] and order[2] == 2 else 0)
+    larger = handle_file(upload("larger.png", make_slice(96, 96)[..., 0]))
+    with pytest.raises(AppError, match="differ in size"):
+        client.predict(flair, pre_contrast=larger, api_name="/segment_slice")
+    with pytest.raises(AppError, match="no FLAIR slice"):
+        client.predict(None, pre_contrast=pre, api_name="/segment_slice")
+
+
+def test_a_raw_call_may_leave_out_the_last_parameters(server, upload):
+    file = {"path": str(upload("slice.png", make_slice())), "meta": {"_type": "gradio.FileData"}}
+    answers = [call_raw(server[0], [file, "tiny-b", 0.45][:given]) for given in (3, 1, 0)]
+    assert [answer.split("\n")[0] for answer in answers] == ["event: complete"] * 2 + ["event: error"]
+    assert '"threshold": 0.45' in answers[0]
+    assert '"model": "tiny-a"' in answers[1]
+    assert "There is no slice yet" in answers[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -217,6 +252,8 @@ def test_paths_that_were_not_uploaded_are_refused(server, slice_path, upload_fol
     inside.write_bytes(slice_path.read_bytes())
     outside, inside = ({"path": str(path)} | meta for path in (slice_path, inside))
     for endpoint, data in (
+        ("segment_slice", [inside, "tiny-a", 0.5, outside]),
+        ("segment_slice", [inside, "tiny-a", 0.5, None, outside]),
         ("segment_volume", [[outside], "tiny-a", 0.5]),
         ("compare", [[outside], "tiny-a", "tiny-b", None, 0.5]),
         ("compare", [[inside], "tiny-a", None, [outside], 0.5]),
@@ -243,10 +280,12 @@ def test_urls_are_not_fetched(server):
         call_raw(server[0], [[url], "tiny-a", 0.5], "segment_volume"),
         call_raw(server[0], [[url], "tiny-a", "tiny-b", None, 0.5], "compare"),
         call_raw(server[0], [None, "tiny-a", None, [url], 0.5], "compare"),
+        call_raw(server[0], [None, "tiny-a", 0.5, url]),
+        call_raw(server[0], [None, "tiny-a", 0.5, None, url]),
     ]
     listening = False
     assert "A URL came instead of a file" in answer
-    assert ["A URL came instead of a file" in other for other in others] == [True, True, True]
+    assert ["A URL came instead of a file" in other for other in others] == [True] * 5
     assert reached, "the test's own connection shows that the hook works"
     assert not [where for where in reached if "example" in where]
 
