@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from .input_files import InputFile, VolumeFileError, unzip_bytes
-from .scans import LIMITS, MAX_SIDE, MAX_VOXELS, Scan, check_intensities, check_size
+from .scans import LIMITS, MAX_SIDE, MAX_VOXELS, Scan, check_intensities, check_size, describe_plane
 from .volume_geometry import Geometry
 
 MAX_EXTENSION_BYTES = 2**24  # between the header and the voxels
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
-ISOTROPIC_ENOUGH = 1.5  # ratio of a pixel's sides
-OBLIQUE = 30  # degrees
 
 
 def read_nifti(file: InputFile, *, mask: bool = False) -> Scan:
@@ -106,23 +104,6 @@ def check_header(name: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[in
     if max(shape) > MAX_SIDE or math.prod(shape) > MAX_VOXELS:  # before the voxels are read
         raise VolumeFileError(f"{name!r} has {lengths} voxels, which is too large: {LIMITS}")
     return tuple(int(length) for length in shape)
-
-
-def describe_plane(name: str, geometry: Geometry) -> list[str]:
-    """What is unusual about the axial plane of an acquisition, in sentences."""
-    warnings = []
-    _, height, width = geometry.axial_spacing
-    if max(height, width) > ISOTROPIC_ENOUGH * min(height, width):
-        warnings.append(
-            f"{name!r} was not acquired in axial slices: its axial pixels are {height:.1f}×{width:.1f} mm. The model "
-            f"was trained on axial acquisitions; expect poor outlines."
-        )
-    if geometry.obliqueness > OBLIQUE:
-        warnings.append(
-            f"{name!r} is tilted by {geometry.obliqueness:.0f}° against the axial plane; slices are read as they are. "
-            f"The model was trained on axial acquisitions."
-        )
-    return warnings
 
 
 def damaged(name: str, error: Exception) -> VolumeFileError:

@@ -10,6 +10,8 @@ from .volume_geometry import Geometry
 MAX_SLICES = 400  # 0.5 mm apart, they cover a head
 MAX_SIDE = 1024  # pixels of a slice
 MAX_VOXELS = 2**25  # 320 x 320 x 320, or 128 slices of 512 x 512
+ISOTROPIC_ENOUGH = 1.5  # ratio of a pixel's sides
+OBLIQUE = 30  # degrees
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,20 @@ def check_intensities(name: str, voxels: np.ndarray) -> None:
     if voxels.size == 0 or voxels.min() == voxels.max():
         what = f"every voxel is {voxels.flat[0]:g}" if voxels.size else "it has no voxel"
         raise VolumeFileError(f"{name!r} is empty ({what}): there is nothing to segment. Export the volume again.")
+
+
+def describe_plane(name: str, geometry: Geometry) -> list[str]:
+    """What is unusual about the axial plane of an acquisition, in sentences."""
+    warnings = []
+    _, height, width = geometry.axial_spacing
+    if max(height, width) > ISOTROPIC_ENOUGH * min(height, width):
+        warnings.append(
+            f"{name!r} was not acquired in axial slices: its axial pixels are {height:.1f}×{width:.1f} mm. The model "
+            f"was trained on axial acquisitions; expect poor outlines."
+        )
+    if geometry.obliqueness > OBLIQUE:
+        warnings.append(
+            f"{name!r} is tilted by {geometry.obliqueness:.0f}° against the axial plane; slices are read as they are. "
+            f"The model was trained on axial acquisitions."
+        )
+    return warnings

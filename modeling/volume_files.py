@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from .dicom_files import read_scan, read_series
 from .image_stacks import read_stacks
 from .input_files import IMAGE_KINDS, MAX_BYTES, InputFile, VolumeFileError, open_inputs
 from .nifti_files import read_nifti
@@ -77,8 +78,7 @@ def read_volume(paths: Iterable[str | Path]) -> MRVolume:
         masks = [file for file in files if is_mask(file)]
         if len(masks) == len(files):
             raise VolumeFileError(f"By their names all files are masks ({files[0].name!r}, …); add the images.")
-        scans = read_scans([file for file in files if file not in masks])
-    warnings = []
+        scans, warnings = read_scans([file for file in files if file not in masks])
     if masks:
         warnings.append(f"{len(masks)} mask file(s) were left out, such as {masks[0].name!r}.")
     if left_out:
@@ -95,7 +95,7 @@ def read_mask(paths: Iterable[str | Path], volume: MRVolume) -> np.ndarray:
     """
     with open_files(paths) as (files, _):
         named = [file for file in files if is_mask(file)]
-        scans = read_scans(named or files, mask=True)
+        scans, _ = read_scans(named or files, mask=True)
     if len(scans) > 1:
         names = ", ".join(repr(scan.name) for scan in scans[:5])
         raise VolumeFileError(f"{len(scans)} masks came ({names}); give one, as one file or as numbered slices.")
@@ -133,8 +133,8 @@ def is_mask(file: InputFile) -> bool:
     return bool(MASK_NAME.search(file.stem))
 
 
-def read_scans(files: Sequence[InputFile], *, mask: bool = False) -> list[Scan]:
-    """The sequences in files of one kind."""
+def read_scans(files: Sequence[InputFile], *, mask: bool = False) -> tuple[list[Scan], list[str]]:
+    """The sequences in files of one kind, and sentences on what was left out."""
     kinds = {"image" if file.kind in IMAGE_KINDS else file.kind for file in files}
     if len(kinds) > 1:
         raise VolumeFileError(
@@ -144,8 +144,38 @@ def read_scans(files: Sequence[InputFile], *, mask: bool = False) -> list[Scan]:
     if kinds == {"nifti"}:
         if len(files) > 12:
             raise VolumeFileError(f"{len(files)} NIfTI files came; give one patient's, one per sequence. {NAMING}")
-        return [read_nifti(file, mask=mask) for file in files]
-    return read_stacks(files, mask=mask)
+        return [read_nifti(file, mask=mask) for file in files], []
+    if kinds == {"dicom"}:
+        if mask:
+            raise VolumeFileError("A mask is not read from DICOM. Give it as NIfTI, TIFF or numbered slices.")
+        return read_study(files)
+    return read_stacks(files, mask=mask), []
+
+
+def read_study(files: Sequence[InputFile]) -> tuple[list[Scan], list[str]]:
+    """The series of a DICOM study that may serve, and sentences on those that cannot be read though they might.
+
+    A study holds much besides, such as localisers, which need not make up volumes; only FLAIR must.
+    """
+    series = read_series(files)
+    if len(series) == 1:
+        return [read_scan(*item) for item in series.items()], []
+    named = [(sequence_of(name), name) for name in series]
+    check_one_flair(named)
+    scans, warnings = [], []
+    others = [name for sequence, name in named if sequence not in SEQUENCES]
+    if others:
+        warnings.append(left_out_by_name(others))
+    for sequence, name in named:
+        if name in others:
+            continue
+        try:
+            scans.append(read_scan(name, series[name]))
+        except VolumeFileError as error:
+            if sequence == "flair":
+                raise
+            warnings.append(f"{name!r} is left out: {error}")
+    return scans, warnings
 
 
 def sequence_of(name: str) -> str | None:
@@ -215,29 +245,38 @@ def assign(scans: Sequence[Scan], warnings: list[str]) -> dict[str, Scan]:
                 f"{scans[0].name!r} does not sound like FLAIR, but is read as FLAIR, being the only sequence."
             )
         return {"flair": scans[0]}
-    listed = ", ".join(repr(scan.name) for scan in scans[:6]) + (", …" if len(scans) > 6 else "")
+    check_one_flair([(sequence, scan.name) for sequence, scan in named])
     roles = {}
     for sequence, scan in named:
         if sequence in SEQUENCES:
             roles.setdefault(sequence, []).append(scan)
-    if len(roles.get("flair", [])) != 1:
-        count = len(roles.get("flair", []))
-        raise VolumeFileError(
-            f"{len(scans)} sequences came ({listed}), and {count or 'none'} of them {'are' if count else 'is'} FLAIR "
-            f"by name; exactly one must be. {NAMING}"
-        )
     for sequence, found in roles.items():
         if len(found) > 1:
             names = ", ".join(repr(scan.name) for scan in found[:4])
             raise VolumeFileError(f"{len(found)} sequences are {SEQUENCES[sequence]} by name ({names}). {NAMING}")
     others = [scan.name for sequence, scan in named if sequence not in SEQUENCES]
     if others:
-        warnings.append(f"Left out, being neither FLAIR nor T1 by name: {', '.join(map(repr, others[:6]))}.")
+        warnings.append(left_out_by_name(others))
     if roles["flair"][0].voxels.ndim == 4:
         raise VolumeFileError(
             f"{roles['flair'][0].name!r} has three channels already. Give it alone, or grey sequences."
         )
     return {sequence: found[0] for sequence, found in roles.items()}
+
+
+def check_one_flair(named: Sequence[tuple[str | None, str]]) -> None:
+    """Refuse scans of which not exactly one is FLAIR: of each its sequence, as `sequence_of` finds it, and its name."""
+    count = [sequence for sequence, _ in named].count("flair")
+    if count != 1:
+        listed = ", ".join(repr(name) for _, name in named[:6]) + (", …" if len(named) > 6 else "")
+        raise VolumeFileError(
+            f"{len(named)} sequences came ({listed}), and {count or 'none'} of them {'are' if count else 'is'} "
+            f"FLAIR by name; exactly one must be. {NAMING}"
+        )
+
+
+def left_out_by_name(names: Sequence[str]) -> str:
+    return f"Left out, being neither FLAIR nor T1 by name: {', '.join(map(repr, names[:6]))}."
 
 
 def describe(slices: np.ndarray, spacing: tuple[float, ...] | None, used: Sequence[str]) -> str:

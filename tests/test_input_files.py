@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from volume_samples import head, save_nifti, save_pages, save_slices, save_zip
+from volume_samples import head, save_dicom, save_nifti, save_pages, save_slices, save_zip
 
 from modeling import input_files, scans
 from modeling.input_files import VolumeFileError
@@ -93,11 +93,13 @@ def test_a_hundred_megapixel_page_is_refused_before_it_is_decoded(tmp_path, monk
         read_volume([tmp_path / "huge.png"])
 
 
-@pytest.mark.parametrize("kind", ["nifti", "nifti.gz", "tiff", "zip"])
+@pytest.mark.parametrize("kind", ["nifti", "nifti.gz", "dicom", "tiff", "zip"])
 def test_no_damaged_file_gets_past_the_readers(tmp_path, kind):
     flair = head().slices[:3, ..., FLAIR]
     if kind.startswith("nifti"):
         path = save_nifti(tmp_path / f"flair.{kind.replace('nifti', 'nii')}", flair)
+    elif kind == "dicom":
+        (path,) = save_dicom(tmp_path, flair[1:2])
     elif kind == "tiff":
         path = save_pages(tmp_path / "stack.tif", flair)
     else:

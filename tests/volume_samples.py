@@ -1,4 +1,4 @@
-"""Volumes of the phantom as the files people have: NIfTI in any orientation, numbered slices, TIFF stacks, zips."""
+"""Volumes of the phantom as the files people have: NIfTI and DICOM in any orientation, slices, stacks, zips."""
 
 import zipfile
 from collections.abc import Mapping
@@ -8,6 +8,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from PIL import Image
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from hub_dataset.phantom import PhantomVolume, phantom_volume
 
@@ -41,6 +44,53 @@ def save_slices(folder: Path, slices: np.ndarray, pattern: str = "TCGA_CS_4941_1
     for path, pixels in zip(paths, slices, strict=True):
         Image.fromarray(pixels).save(path)
     return sorted(paths)
+
+
+def save_dicom(
+    folder: Path,
+    axial: np.ndarray,
+    orientation=((0, 1), (1, -1), (2, 1)),
+    description: str = "AX T2 FLAIR",
+    study: str = "1.2.3",
+    **attributes,
+) -> list[Path]:
+    """A series of axial slices (S, H, W), one file for each slice of the array as `as_nifti` lays it out.
+
+    Names and instance numbers run in an order that is not the slices'. `attributes` replace those of every header;
+    None leaves one out.
+    """
+    image = as_nifti(axial, orientation)
+    array, affine = np.asarray(image.dataobj).astype(np.uint16), np.diag([-1, -1, 1, 1]) @ image.affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    to_columns, to_rows, _ = (affine[:3, :3] / spacing).T
+    series, paths = generate_uid(), []
+    for index, number in enumerate(np.random.default_rng(0).permutation(array.shape[2])):
+        header = Dataset()
+        header.SOPClassUID, header.SOPInstanceUID = MRImageStorage, generate_uid()
+        header.StudyInstanceUID, header.SeriesInstanceUID, header.FrameOfReferenceUID = study, series, f"{study}.4"
+        header.SpecificCharacterSet = "ISO_IR 100"
+        header.PatientName, header.PatientID, header.PatientSex, header.PatientBirthDate = "Müller^Änne", "7", "F", ""
+        header.StudyDate, header.StudyTime, header.AccessionNumber, header.StudyID = "20200102", "101500", "", "1"
+        header.Modality, header.SeriesDescription, header.SeriesNumber = "MR", description, 3
+        header.InstanceNumber = int(number) + 1
+        header.ImageOrientationPatient = [float(value) for value in (*to_columns, *to_rows)]
+        header.ImagePositionPatient = [float(value) for value in (affine @ [0, 0, index, 1])[:3]]
+        header.PixelSpacing = [float(spacing[1]), float(spacing[0])]
+        header.SliceThickness = float(spacing[2])
+        header.Columns, header.Rows = array.shape[:2]
+        header.SamplesPerPixel, header.PhotometricInterpretation, header.PixelRepresentation = 1, "MONOCHROME2", 0
+        header.BitsAllocated, header.BitsStored, header.HighBit = 16, 12, 11
+        header.PixelData = np.ascontiguousarray(array[:, :, index].T).tobytes()
+        for keyword, value in attributes.items():
+            if value is None:
+                delattr(header, keyword)
+            else:
+                setattr(header, keyword, value)
+        header.file_meta = FileMetaDataset()
+        header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        paths.append(folder / f"{description.replace(' ', '_')}_{number:03d}")
+        header.save_as(paths[-1], enforce_file_format=True)
+    return paths
 
 
 def save_pages(path: Path, slices: np.ndarray) -> Path:

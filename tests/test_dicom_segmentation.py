@@ -1,0 +1,232 @@
+"""DICOM series -> volumes, and masks back onto their slices as DICOM SEG."""
+
+import warnings
+
+import highdicom as hd
+import nibabel as nib
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLossless, RLELossless
+from volume_samples import AFFINE, SPACING, head, save_dicom, save_zip
+
+from modeling.dicom_segmentation import DicomSegmentationError, write_dicom_segmentation
+from modeling.input_files import VolumeFileError
+from modeling.nifti_files import write_nifti
+from modeling.volume_files import read_volume
+
+FLAIR = head().slices[..., 1]
+AXIAL = ((0, 1), (1, -1), (2, 1))
+ORIENTATIONS = [
+    AXIAL,
+    ((0, -1), (1, 1), (2, -1)),
+    ((1, 1), (0, -1), (2, 1)),
+    ((2, 1), (1, -1), (0, 1)),
+    ((0, 1), (2, -1), (1, -1)),
+]
+MADE_WITH = {"model": "unet\\5level" + "x" * 80, "weights_sha256": "ab" * 32, "parameters": {"threshold": 0.4}}
+
+
+def segmentation_of(path, mask, volume) -> hd.seg.Segmentation:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_dicom_segmentation(path, mask, volume.headers, volume.geometry, **MADE_WITH)
+        return hd.seg.segread(path)
+
+
+def mask_of_instance(header, mask) -> np.ndarray:
+    """What a mask holds at the pixels of a source slice, found by the positions in its header alone."""
+    to_voxel = np.linalg.inv(AFFINE) @ np.diag([-1, -1, 1, 1])
+    rows, columns = np.mgrid[: header.Rows, : header.Columns]
+    directions = np.array(header.ImageOrientationPatient, float).reshape(2, 3)
+    between_rows, between_columns = map(float, header.PixelSpacing)
+    points = (
+        np.array(header.ImagePositionPatient, float)
+        + columns[..., None] * directions[0] * between_columns
+        + rows[..., None] * directions[1] * between_rows
+    )
+    right, front, up = np.rint(points @ to_voxel[:3, :3].T + to_voxel[:3, 3]).astype(int).transpose(2, 0, 1)
+    return mask[:, ::-1, ::-1][up, front, right]
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_the_mask_lands_on_the_source_slices_in_any_order_and_orientation(tmp_path, orientation):
+    files = save_dicom(tmp_path, FLAIR, orientation)
+    volume = read_volume(files)
+    np.testing.assert_array_equal(volume.slices, FLAIR)
+    assert volume.spacing == pytest.approx(SPACING)
+    segmentation = segmentation_of(tmp_path / "seg.dcm", head().mask, volume)
+    sources = {header.SOPInstanceUID: header for header in map(dcmread, files)}
+    found = {}
+    for frame, groups in zip(segmentation.pixel_array, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
+        reference = groups.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        position = groups.PlanePositionSequence[0].ImagePositionPatient
+        assert list(position) == pytest.approx(list(sources[reference].ImagePositionPatient))
+        found[reference] = frame
+    for reference, header in sources.items():
+        expected = mask_of_instance(header, head().mask)
+        assert (reference in found) == expected.any()
+        np.testing.assert_array_equal(found.get(reference, np.zeros_like(expected)), expected)
+    shared = segmentation.SharedFunctionalGroupsSequence[0]
+    source = next(iter(sources.values()))
+    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == source.ImageOrientationPatient
+    assert shared.PixelMeasuresSequence[0].PixelSpacing == source.PixelSpacing
+
+    write_nifti(tmp_path / "mask.nii", head().mask, volume.geometry)
+    written = nib.as_closest_canonical(nib.load(tmp_path / "mask.nii"))
+    np.testing.assert_array_equal(np.asarray(written.dataobj), head().mask[:, ::-1, ::-1].transpose(2, 1, 0))
+    np.testing.assert_allclose(written.affine, AFFINE, atol=1e-6)
+
+
+def test_the_object_says_what_it_is_and_whose(tmp_path):
+    volume = read_volume(save_dicom(tmp_path, FLAIR))
+    before = [header.to_json() for header in volume.headers]
+    segmentation_of(tmp_path / "seg.dcm", head().mask, volume)
+    written, source = dcmread(tmp_path / "seg.dcm"), volume.headers[0]
+    for keyword in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName", "StudyDate"):
+        assert written[keyword].value == source[keyword].value
+    assert str(written.PatientName) == "Müller^Änne"
+    assert written.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
+    assert written.SeriesInstanceUID != source.SeriesInstanceUID
+    assert (written.Modality, written.SegmentationType, written.BitsAllocated) == ("SEG", "BINARY", 1)
+    assert "research only" in written.SeriesDescription
+    (segment,) = written.SegmentSequence
+    assert segment.SegmentLabel == "FLAIR abnormality"
+    assert segment.SegmentAlgorithmType == "AUTOMATIC"
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == "52988006"
+    assert segment.AnatomicRegionSequence[0].CodeValue == "12738006"
+    (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
+    assert algorithm.AlgorithmName == "unet_5level" + "x" * 53
+    assert algorithm.AlgorithmVersion == "ab" * 32
+    assert "threshold=0.4" in algorithm.AlgorithmParameters
+    assert [header.to_json() for header in volume.headers] == before, "the headers of the input were changed"
+
+
+def test_an_empty_mask_has_an_empty_frame_for_each_slice(tmp_path):
+    volume = read_volume(save_dicom(tmp_path, FLAIR))
+    segmentation = segmentation_of(tmp_path / "seg.dcm", np.zeros_like(head().mask), volume)
+    assert segmentation.pixel_array.shape == FLAIR.shape
+    assert not segmentation.pixel_array.any()
+
+
+def test_what_anonymisers_blank_is_left_empty(tmp_path):
+    names = ("PatientName", "PatientID", "PatientSex", "StudyID", "StudyTime", "SliceThickness", "SpecificCharacterSet")
+    volume = read_volume(save_dicom(tmp_path, FLAIR, **dict.fromkeys(names)))
+    segmentation = segmentation_of(tmp_path / "seg.dcm", head().mask, volume)
+    assert segmentation.PatientID == ""
+    measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SliceThickness == pytest.approx(SPACING[0])
+
+
+@pytest.mark.parametrize(
+    ("attributes", "why"),
+    [
+        ({"FrameOfReferenceUID": None}, "12 of the 12 DICOM headers lack FrameOfReferenceUID"),
+        ({"ImagePositionPatient": None}, "lack ImagePositionPatient"),
+        ({"PixelSpacing": None}, "lack PixelSpacing"),
+        ({"SOPClassUID": "1.2.3.4.5"}, "hold what none can be made of"),
+        ({"PatientSex": "X"}, "hold what none can be made of"),
+    ],
+)
+def test_without_what_it_needs_there_is_a_reason_instead(tmp_path, attributes, why):
+    volume = read_volume(save_dicom(tmp_path, FLAIR, **attributes))
+    assert volume.slices.shape == FLAIR.shape
+    with pytest.raises(DicomSegmentationError, match=why):
+        segmentation_of(tmp_path / "seg.dcm", head().mask, volume)
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+# Reading
+
+
+def test_a_study_gives_the_series_that_serve(tmp_path):
+    """FLAIR and T1 become channels; a localiser, a screenshot's series and a broken T1 do not get in the way."""
+    for number, (name, channel) in enumerate({"AX FLAIR": 1, "AX T1 POST": 2, "AX T1 PRE": 0}.items()):
+        save_dicom(tmp_path, head().slices[..., channel] + number, description=name)
+    localiser = save_dicom(tmp_path, FLAIR, description="3-plane loc", orientation=ORIENTATIONS[3])
+    save_dicom(tmp_path, FLAIR, description="screenshots", Modality="SEG")
+    broken = sorted(tmp_path.glob("AX_T1_PRE*"))[0]
+    header = dcmread(broken)
+    header.ImageOrientationPatient = dcmread(localiser[0]).ImageOrientationPatient
+    header.save_as(broken)
+    path = save_zip(tmp_path / "study.zip", {file.name: file for file in tmp_path.iterdir()})
+    volume = read_volume([path])
+    np.testing.assert_array_equal(volume.slices[..., 1], FLAIR)
+    np.testing.assert_array_equal(volume.slices[..., 2], head().slices[..., 2] + 1)
+    text = " ".join(volume.warnings)
+    for said in ("'AX T1 PRE' is left out", "different directions", "'3-plane loc'", "no pre-contrast T1"):
+        assert said in text
+    assert {header.SeriesDescription for header in volume.headers} == {"AX FLAIR"}
+
+
+def test_intensities_are_scaled_and_unevenly_lying_slices_have_no_spacing(tmp_path):
+    files = save_dicom(tmp_path, FLAIR, RescaleSlope=2, RescaleIntercept=-5)
+    middle = next(file for file in files if (dcmread(file).ImagePositionPatient[2] - AFFINE[2, 3]) == 4 * SPACING[0])
+    volume = read_volume([file for file in files if file != middle])
+    assert volume.slices.dtype == np.float32
+    np.testing.assert_array_equal(volume.slices, np.delete(FLAIR, 4, axis=0) * np.float32(2) - 5)
+    assert volume.spacing is None
+    assert "5.0 to 10.0 mm apart" in volume.no_spacing
+    mask = np.delete(head().mask, 4, axis=0)
+    segmentation = segmentation_of(tmp_path / "seg.dcm", mask, volume)
+    heights = [
+        groups.PlanePositionSequence[0].ImagePositionPatient[2]
+        for groups in segmentation.PerFrameFunctionalGroupsSequence
+    ]
+    expected = np.delete(AFFINE[2, 3] + SPACING[0] * np.arange(len(FLAIR)), 4)[mask.any(axis=(1, 2))]
+    assert heights == pytest.approx(list(expected))
+
+
+def test_compressed_pixels_are_read_where_a_decoder_is_there_and_named_where_not(tmp_path):
+    files = save_dicom(tmp_path, FLAIR)
+    for file in files:
+        header = dcmread(file)
+        header.compress(RLELossless)
+        header.save_as(file)
+    np.testing.assert_array_equal(read_volume(files).slices, FLAIR)
+    for file in files:
+        header = dcmread(file)
+        header.file_meta.TransferSyntaxUID = JPEGLossless
+        header.save_as(file)
+    with pytest.raises(VolumeFileError, match=r"compressed as JPEG Lossless.*gdcmconv"):
+        read_volume(files)
+
+
+def test_unusable_dicom_is_refused_in_a_sentence(tmp_path):
+    def changed(name, change):
+        folder = tmp_path / name
+        folder.mkdir()
+        files = save_dicom(folder, FLAIR)
+        header = dcmread(files[0])
+        change(header)
+        header.save_as(files[0])
+        return files
+
+    def deflate(header):
+        header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+
+    def set_to(**attributes):
+        return lambda header: [setattr(header, keyword, value) for keyword, value in attributes.items()]
+
+    cases = {
+        "deflated": (deflate, "is deflated"),
+        "frames": (set_to(NumberOfFrames=2), "holds several frames"),
+        "colour": (set_to(SamplesPerPixel=3), "colour image"),
+        "patients": (set_to(PatientID="8"), "belong to 2 patients"),
+        "twice": (set_to(ImagePositionPatient=[25.0, -23.25, 20.0]), "several slices at one position"),
+        "sizes": (set_to(Rows=32), "different sizes"),
+        "short": (set_to(PixelData=b"\0" * 100), "damaged or incomplete DICOM"),
+        "nonsense": (set_to(ImagePositionPatient=["1", "2"]), "does not say where"),
+    }
+    for name, (change, why) in cases.items():
+        files = changed(name, change)
+        if name == "nonsense":
+            assert any(why in warning for warning in read_volume(files).warnings)
+        else:
+            with pytest.raises(VolumeFileError, match=why):
+                read_volume(files)
+    with pytest.raises(VolumeFileError, match="no images but other objects"):
+        read_volume(save_dicom(tmp_path, FLAIR, description="report", Modality="SEG"))
+    files = save_dicom(tmp_path, FLAIR, description="one") + save_dicom(tmp_path, FLAIR, description="two")
+    with pytest.raises(VolumeFileError, match=r"2 sequences came .* none of them is FLAIR"):
+        read_volume(files)
