@@ -93,8 +93,8 @@ def launch(demo: gr.Blocks, **options):
         "mcp_server": False,
         "footer_links": ["api", "settings"],
         "theme": theme(),
-        "css_paths": SPACE / "page.css",
-        "js": "\n".join(path.read_text(encoding="utf-8") for path in sorted(SPACE.glob("*.js"))),
+        "css_paths": sorted(SPACE.glob("*.css")),
+        "js": "\n".join((SPACE / name).read_text(encoding="utf-8") for name in ("gradio_markup.js", "volume.js")),
     }
     return demo.launch(**settings | options)
 

@@ -24,7 +24,7 @@ DARK_BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#6E6E6E"  # for lines on wh
 HEATMAP = "inferno"  # perceptually uniform from black (0) through red to pale yellow (1)
 
 
-def flair_to_grey(image: np.ndarray | Image.Image) -> np.ndarray:
+def flair_to_grey(image: np.ndarray | Image.Image, headroom: float = 1.0) -> np.ndarray:
     """The FLAIR channel of a slice as display grey.
 
     The window runs from the slice's minimum to the 99th percentile of its pixels with signal, which are the ones above
@@ -34,6 +34,8 @@ def flair_to_grey(image: np.ndarray | Image.Image) -> np.ndarray:
     Args:
         image: `(H, W, 3)` in the order pre-contrast T1, FLAIR, post-contrast T1, or FLAIR alone as `(H, W)` or `(H, W,
             1)`; integers or floats in any intensity scale, array or PIL image.
+        headroom: how many times as wide as that window the grey values are spread, for viewers that set a window of
+            their own: the window ends at grey 255 / headroom, and what is brighter keeps its differences up to 255.
 
     Returns:
         `(H, W)` uint8; all 0 for a constant slice.
@@ -51,28 +53,29 @@ def flair_to_grey(image: np.ndarray | Image.Image) -> np.ndarray:
     flair = array.astype(np.float64)
     if not np.isfinite(flair).all():
         raise ValueError("The slice contains NaN or infinite intensities. Replace them, for instance by zero, first.")
-    return _windowed(flair)
+    return _windowed(flair, headroom)
 
 
-def volume_to_grey(flair: np.ndarray) -> np.ndarray:
+def volume_to_grey(flair: np.ndarray, headroom: float = 1.0) -> np.ndarray:
     """A stack of FLAIR slices as display grey, in one window for all of them, chosen as in `flair_to_grey`.
 
     Args:
         flair: `(S, H, W)`, finite integers or floats in any intensity scale.
+        headroom: as in `flair_to_grey`.
 
     Returns:
         `(S, H, W)` uint8; all 0 for a constant volume.
     """
-    return _windowed(flair.astype(np.float32))
+    return _windowed(flair.astype(np.float32), headroom)
 
 
-def _windowed(flair: np.ndarray) -> np.ndarray:
+def _windowed(flair: np.ndarray, headroom: float) -> np.ndarray:
     """Floats -> uint8 in the window of `flair_to_grey`; changes its argument."""
     flair -= flair.min()
     signal = flair[flair > FOREGROUND * np.percentile(flair, 99.5)]
     if signal.size == 0:
         return np.zeros(flair.shape, dtype=np.uint8)
-    flair /= np.percentile(signal, 99)
+    flair /= np.percentile(signal, 99) * headroom
     return np.rint(np.minimum(flair, 1.0, out=flair) * 255).astype(np.uint8)
 
 

@@ -25,7 +25,7 @@ def picture(label: str, **options) -> gr.Image:
 
 def threshold_slider(elem_id: str, what: str) -> gr.Slider:
     return gr.Slider(
-        0.05, 0.95, value=0.5, step=0.05, label="Threshold", elem_id=elem_id,
+        0.01, 0.99, value=0.5, step=0.01, label="Threshold", elem_id=elem_id,
         info=f"Probability from which a {what} belongs to the lesion",
     )  # fmt: skip
 

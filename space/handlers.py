@@ -20,6 +20,7 @@ from PIL import Image
 
 from .results import file_stem, new_folder, write_slice_zip
 from .uploads import InputError, read_channels
+from .viewer import HEADROOM, write_view
 
 Progress = Callable[..., object]  # takes the part done, 0 to 1, and `desc`
 
@@ -115,7 +116,7 @@ def check_request(model: str, threshold: float, models: dict[str, str]) -> None:
 class SlicePreview:
     """An uploaded slice before any model ran."""
 
-    picture: Image.Image  # FLAIR in grey, RGB, enlarged for display
+    view: dict  # FLAIR for the viewer, see `write_view`
     warnings: list[str]  # sentences on what looks wrong
 
 
@@ -123,6 +124,7 @@ class SlicePreview:
 class SliceResult:
     """One segmented slice, ready to show; files lie in the upload folder."""
 
+    view: dict  # FLAIR, mask and probabilities for the viewer, see `write_view`
     outline: Image.Image  # FLAIR in grey with the outline of the mask, RGB, enlarged for display
     probability_map: Image.Image  # RGB, as large
     uncertainty_map: Image.Image | None  # likewise, of `test_time_augmentation.disagreement`
@@ -134,16 +136,17 @@ class SliceResult:
 
 
 def preview_slice(flair: str | None, pre: str | None = None, post: str | None = None) -> SlicePreview:
-    """An uploaded slice in grey and what looks wrong with it; no model runs.
+    """An uploaded slice and what looks wrong with it; no model runs.
 
     Raises:
         InputError: as `read_channels`.
     """
     from modeling.input_checks import check_slice
+    from modeling.visualization import flair_to_grey
 
     pixels, notes = read_channels(flair, pre, post)
-    picture = draw(pixels, np.zeros(pixels.shape[:2], dtype=bool))
-    return SlicePreview(picture, notes + [finding.message for finding in check_slice(pixels)])
+    view = write_view(new_folder(), flair_to_grey(pixels, HEADROOM)[None])
+    return SlicePreview(view, notes + [finding.message for finding in check_slice(pixels)])
 
 
 def draw(pixels: np.ndarray, mask: np.ndarray, reference: np.ndarray | None = None) -> Image.Image:
@@ -194,6 +197,7 @@ def segment(
     from modeling.inference import segment_slice
     from modeling.input_checks import check_slice
     from modeling.test_time_augmentation import disagreement
+    from modeling.visualization import flair_to_grey
 
     progress(0.1, desc=f"Loading {model}")
     network, processor = load(models[model])
@@ -229,6 +233,13 @@ def segment(
     Image.fromarray(pictures["mask"]).save(mask_path)
     peak = np.unravel_index(segmentation.probabilities.argmax(), segmentation.mask.shape)
     return SliceResult(
+        view=write_view(
+            folder,
+            flair_to_grey(pixels, HEADROOM)[None],
+            probabilities=segmentation.probabilities[None],
+            mask=segmentation.mask[None],
+            threshold=threshold,
+        ),
         outline=outline,
         probability_map=heatmap(segmentation.probabilities, outline.size),
         uncertainty_map=None if spread is None else heatmap(spread, outline.size),

@@ -18,6 +18,7 @@ from .components import (
 )
 from .handlers import attention, default_model, preview_slice, segment, shown_to_people
 from .uploads import EXAMPLES, InputError
+from .viewer import try_threshold, viewer
 
 EXAMPLE_NAMES = {
     "Lesion": "lesion.png",
@@ -60,7 +61,7 @@ SCALE = """
 class Shown:
     """What is on the screen after a model ran."""
 
-    scale: int  # pixels of the pictures to one of the slice
+    scale: int  # pixels of the second picture to one of the slice
     layer: str  # a key of `LAYERS`
 
 
@@ -73,8 +74,7 @@ def slice_tab(models: dict[str, str]) -> None:
         if not flair:
             return gr.skip()
         preview = preview_slice(flair, pre, post)
-        view = gr.Image(preview.picture, label="FLAIR", alt_text="FLAIR slice, not outlined yet")
-        return view, warnings_list(preview.warnings) + NOTHING_YET
+        return preview.view, warnings_list(preview.warnings) + NOTHING_YET
 
     @shown_to_people
     def show_result(flair, pre, post, model, threshold, layer, progress=gr.Progress()):  # noqa: B008
@@ -87,12 +87,8 @@ def slice_tab(models: dict[str, str]) -> None:
                 drawn = attention(flair, model, result.peak, models, pre, post)
             except InputError as error:  # the outline is worth showing all the same
                 layer, remark = PROBABILITY, str(error)
-        area = f"{result.measurements['lesion_pixels']:,} pixels"
-        view = gr.Image(
-            result.outline, label="FLAIR with outline", alt_text=f"FLAIR slice with the outline of the lesion, {area}"
-        )
         return (
-            view,
+            result.view,
             layer_picture(drawn, layer),
             describe_layer(layer, remark),
             warnings_list(result.warnings) + describe_result(result.measurements),
@@ -109,7 +105,8 @@ def slice_tab(models: dict[str, str]) -> None:
     def show_attention(shown, flair, pre, post, model, event: gr.SelectData):
         if not shown or shown.layer != ATTENTION:
             return gr.skip()
-        column, row = (place // shown.scale for place in event.index)
+        scale = shown.scale if event.target is beside else 1  # the viewer tells pixels of the slice
+        column, row = (place // scale for place in event.index)
         return layer_picture(attention(flair, model, (row, column), models, pre, post), ATTENTION, (row, column))
 
     @shown_to_people
@@ -148,20 +145,20 @@ def slice_tab(models: dict[str, str]) -> None:
                     for label, name in EXAMPLE_NAMES.items()
                 }
             model = gr.Dropdown(list(models), value=default_model(models), label="Model", elem_id="model")
-            threshold = threshold_slider("threshold", "pixel")
             gr.HTML(NOTICE, padding=False)
             run = gr.Button("Outline the lesion", variant="primary", elem_id="run")
         with gr.Column(scale=5, min_width=320):
             with gr.Row():
                 with gr.Column(min_width=260):
-                    view = picture("FLAIR", elem_id="view")
+                    view = viewer("view", "Upload a slice or pick an example")
+                    threshold = threshold_slider("threshold", "pixel")
+                with gr.Column(min_width=260):
+                    beside = picture(LAYERS[PROBABILITY][0], elem_id="beside")
+                    about_layer = gr.HTML(describe_layer(PROBABILITY), padding=False, elem_id="about-layer")
                     layer = gr.Radio(
                         list(LAYERS), value=PROBABILITY, label="Second picture", elem_id="layer",
                         info="Uncertainty takes four times as long; attention is a TransUNet's.",
                     )  # fmt: skip
-                with gr.Column(min_width=260):
-                    beside = picture(LAYERS[PROBABILITY][0], elem_id="beside")
-                    about_layer = gr.HTML(describe_layer(PROBABILITY), padding=False, elem_id="about-layer")
             measurements = gr.HTML(NOTHING_YET, padding=False, elem_id="measurements")
             with gr.Row():
                 mask = gr.DownloadButton("Mask (PNG)", interactive=False, size="md", elem_id="mask")
@@ -179,9 +176,13 @@ def slice_tab(models: dict[str, str]) -> None:
     ).then(
         show_preview, files, [view, measurements], show_progress_on=view, concurrency_limit=4, **PRIVATE
     )  # fmt: skip
-    run.click(show_result, [*files, model, threshold, layer], results, show_progress_on=beside, **ON_MODEL, **PRIVATE)
+    try_threshold(threshold, "view")
     gr.on(
-        [model.input, threshold.input, layer.input], update_result, [shown, *files, model, threshold, layer], results,
+        [run.click, view.submit], show_result, [*files, model, threshold, layer], results, show_progress_on=beside,
+        **ON_MODEL, **PRIVATE,
+    )  # fmt: skip
+    gr.on(
+        [model.input, layer.input], update_result, [shown, *files, model, threshold, layer], results,
         show_progress="hidden", trigger_mode="always_last", **ON_MODEL, **PRIVATE,
     )  # fmt: skip
     gr.on(

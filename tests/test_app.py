@@ -1,5 +1,6 @@
 """The app's handlers as plain functions, without a server."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -26,6 +27,7 @@ from space import handlers, uploads
 from space.about_tab import Scores, read_scores, scores_table
 from space.slice_tab import EXAMPLE_NAMES, describe_result
 from space.uploads import InputError, read_slice
+from space.viewer import HEADROOM
 
 pytest_plugins = ["app_fixtures"]
 
@@ -33,16 +35,23 @@ ROOT = Path(app.__file__).parent
 THRESHOLD = 0.5
 
 
-def test_preview_shows_flair_in_grey(upload):
+def unpack(view: dict) -> list[np.ndarray]:
+    """The bytes of a viewer's file: FLAIR, then the outline if there is one, each of the view's shape."""
+    content = gzip.decompress(Path(view["file"]["path"]).read_bytes())
+    return list(np.frombuffer(content, dtype=np.uint8).reshape(-1, *view["shape"]))
+
+
+def test_preview_shows_flair_with_room_above_its_window(upload):
     pixels = make_slice()
     preview = handlers.preview_slice(upload("slice.png", pixels))
     assert not preview.warnings
-    shown = np.asarray(preview.picture)
-    scale = handlers.DISPLAY_SIDE // max(pixels.shape)
-    assert shown.shape == (scale * pixels.shape[0], scale * pixels.shape[1], 3)
-    assert (shown == shown[..., :1]).all(), "grey"
-    sampled = shown[scale // 2 :: scale, scale // 2 :: scale, 0].astype(int)
-    assert np.abs(sampled - flair_to_grey(pixels)).mean() < 3
+    assert preview.view["kind"] == "flair"
+    assert preview.view["shape"] == (1, 90, 70)
+    (grey,) = unpack(preview.view)
+    np.testing.assert_array_equal(grey[0], flair_to_grey(pixels, HEADROOM))
+    low, high = preview.view["window"]
+    windowed = np.clip((grey[0].astype(float) - low) / (high - low), 0, 1) * 255
+    np.testing.assert_allclose(windowed, flair_to_grey(pixels), atol=1)
 
 
 def test_files_of_single_sequences_are_the_same_as_one_of_all(upload, models):

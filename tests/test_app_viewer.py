@@ -1,0 +1,153 @@
+"""The viewer in a real Chromium: what it draws, says and lets people do, without asking the server."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+from app_files import make_slice
+from viewer_pictures import drawn, has_color, is_grey, says
+
+from modeling.inference import load_model, segment_slice
+from modeling.visualization import PREDICTION_COLOR
+from space.viewer import write_view
+
+pytest_plugins = ["app_fixtures", "browser_fixtures"]
+
+
+def test_the_file_holds_every_voxel_once(tmp_path):
+    generator = np.random.default_rng(0)
+    grey = generator.integers(0, 256, (3, 5, 4), dtype=np.uint8)
+    probabilities = generator.random((3, 5, 4), dtype=np.float32)
+    probabilities[0, 0, :2] = 0, 1
+    mask, reference = generator.random((2, 3, 5, 4)) > 0.5
+
+    def read(view):
+        assert view["shape"] == (3, 5, 4)
+        content = gzip.decompress(Path(view["file"]["path"]).read_bytes())
+        return np.frombuffer(content, dtype=np.uint8).reshape(-1, 3, 5, 4)
+
+    (alone,) = read(write_view(tmp_path, grey))
+    np.testing.assert_array_equal(alone, grey)
+    _, lesion = read(write_view(tmp_path, grey, probabilities=probabilities, mask=mask, threshold=0.5))
+    np.testing.assert_array_equal(lesion >= 128, mask)
+    for step in range(101):
+        np.testing.assert_array_equal(lesion % 128 >= step, probabilities >= np.float32(step / 100))
+    _, compared = read(write_view(tmp_path, grey, mask=mask, reference=reference))
+    np.testing.assert_array_equal(compared, mask + 2 * reference)
+
+
+def press(page, viewer: str, *keys: str) -> np.ndarray:
+    """What the viewer shows after these keys."""
+    for key in keys:
+        page.locator(f"{viewer} canvas.picture").press(key)
+    return drawn(page, viewer)
+
+
+def watch_requests(page) -> list[str]:
+    """What the page asks of the server from now on, but for the sign of life that Gradio keeps open."""
+    asked = []
+
+    def note(request):
+        if not request.url.startswith(("data:", "blob:")) and "/heartbeat/" not in request.url:
+            asked.append(request.url)
+
+    page.on("request", note)
+    return asked
+
+
+def test_a_slice_is_windowed_zoomed_and_thresholded_in_the_browser(open_page, slice_file, models, tmp_path):
+    page = open_page()
+    page.set_input_files("#slice input[type=file]", slice_file())
+    says(page, "FLAIR slice, not outlined yet")
+    assert page.locator("#view").get_by_role("group", name="Overlay").is_hidden(), "there is none yet"
+    page.click("#run")
+    page.get_by_text("at threshold 0.50").wait_for()
+    probabilities = segment_slice(*load_model(models["tiny-a"]), make_slice()).probabilities
+    says(page, f"FLAIR slice, lesion {(probabilities >= 0.5).sum():,} pixels")
+    page.locator("#beside img").wait_for()
+    asked = watch_requests(page)
+
+    # Threshold: outline and area follow, and what is still of the old one is said
+    first = drawn(page, "#view")
+    page.locator("#threshold input[type=range]").fill("0.45")
+    area = (probabilities >= 0.45).sum()
+    assert area != (probabilities >= 0.5).sum()
+    says(page, f"FLAIR slice, lesion {area:,} pixels")
+    status, note = page.locator("#view .status"), page.locator("#view .preview")
+    assert f"{area:,} pixels, {100 * area / 6300:.2f} % of the slice · threshold 0.45" in status.inner_text()
+    assert "Measurements and files are still those of 0.50" in note.inner_text()
+    assert (drawn(page, "#view") != first).any()
+    page.locator("#threshold input[type=range]").fill("0.5")
+    note.wait_for(state="hidden")
+    np.testing.assert_array_equal(drawn(page, "#view"), first)
+
+    # Overlay, by keys and by buttons
+    bare = press(page, "#view", "o")
+    assert is_grey(bare)
+    assert page.get_by_role("button", name="Overlay").get_attribute("aria-pressed") == "false"
+    assert page.get_by_role("button", name="Fill").is_disabled()
+    page.get_by_role("button", name="Overlay").click()
+    filled = press(page, "#view", "l")
+    assert not has_color(filled, PREDICTION_COLOR)
+    assert not is_grey(filled)
+    np.testing.assert_array_equal(press(page, "#view", "f"), bare)
+    page.get_by_label("Opacity").fill("100")
+    assert has_color(drawn(page, "#view"), PREDICTION_COLOR), "the fill, wholly opaque"
+    np.testing.assert_array_equal(press(page, "#view", "r"), first)
+
+    # Window and level
+    box = page.locator("#view canvas.picture").bounding_box()
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    press(page, "#view", "o")
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0], middle[1] + 60, steps=3)
+    assert drawn(page, "#view").mean() < 0.8 * bare.mean(), "a higher level is darker"
+    page.mouse.move(middle[0] - 80, middle[1], steps=3)
+    page.mouse.up()
+    narrow = drawn(page, "#view")
+    assert narrow.std() > bare.std(), "a narrower window has more contrast"
+    assert int(page.get_by_label("Window").input_value()) < 170
+    page.get_by_label("Level").fill("0")
+    assert drawn(page, "#view").mean() > narrow.mean()
+    np.testing.assert_array_equal(press(page, "#view", "r"), first)
+
+    # Zoom and pan
+    larger = press(page, "#view", "+")
+    assert "1.5×" in page.inner_text("#view .setting")
+    assert (press(page, "#view", "Shift+ArrowDown") != larger).any()
+    assert (press(page, "#view", "Shift+ArrowUp") == larger).all()
+    page.keyboard.down("Shift")
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 30, middle[1] + 30)
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    assert (drawn(page, "#view") != larger).any()
+    page.get_by_role("button", name="Zoom out").click()
+    np.testing.assert_array_equal(drawn(page, "#view"), first)
+    page.keyboard.down("Control")
+    page.mouse.move(*middle)
+    page.mouse.wheel(0, -100)
+    page.keyboard.up("Control")
+    assert (drawn(page, "#view") != first).any()
+    press(page, "#view", "r")
+
+    # The cross and its probability
+    press(page, "#view", "ArrowUp", "ArrowLeft")
+    row, column = 45 - 1, 35 - 1
+    assert f"row {row}, column {column}: probability {np.floor(100 * probabilities[row, column]) / 100:.2f}" in (
+        status.inner_text()
+    )
+    page.mouse.wheel(0, 100)
+    with page.expect_download() as started:
+        page.get_by_role("button", name="Save PNG").click()
+    assert started.value.suggested_filename == "slice.png"
+    assert asked == []
+
+    # Running at the threshold that was tried
+    page.locator("#threshold input[type=range]").fill("0.45")
+    page.get_by_role("button", name="Run at 0.45").click()
+    page.get_by_text("at threshold 0.45").wait_for()
+    assert f"{area:,} px" in page.inner_text("#measurements")
+    note.wait_for(state="hidden")
