@@ -4,10 +4,11 @@
     accelerate launch predict.py --checkpoint checkpoints/unet-5level --output masks scans/*
 
 Each argument is one patient: a folder with the files of one examination, or a single file. The output then holds, for
-each, NAME_mask.nii.gz in the input's own space and NAME.json with the measurements, as they come; measurements.csv
-with a line per patient; and probabilities/. Under `accelerate launch`, also on several machines with one file system,
-the processes share the patients. The same command goes on where it was stopped. Patients that cannot be read are
-listed at the end, with the reason, and the exit code is then 1. Research only, not a medical device.
+each, NAME_mask.nii.gz in the input's own space, for a DICOM series NAME_mask_seg.dcm, a DICOM SEG on its slices, too,
+and NAME.json with the measurements, as they come; measurements.csv with a line per patient; and probabilities/. Under
+`accelerate launch`, also on several machines with one file system, the processes share the patients. The same command
+goes on where it was stopped. Patients that cannot be read are listed at the end, with the reason, and the exit code is
+then 1. Research only, not a medical device.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from evaluate import load_checkpoint, write_atomically
+from modeling.dicom_segmentation import DicomSegmentationError, write_dicom_segmentation
 from modeling.inference import CROP_MARGIN, SCREENING_STRIDE, check_threshold
 from modeling.measurements import measure_volume
 from modeling.nifti_files import write_nifti
@@ -93,7 +95,7 @@ def name_patients(paths: Sequence[Path]) -> dict[str, Path]:
 def write_patient(
     name: str, volume: MRVolume, store: PredictionStore, args: argparse.Namespace, made_with: dict
 ) -> None:
-    """The mask and the measurements of a patient whose probabilities are in `store`.
+    """The masks and the measurements of a patient whose probabilities are in `store`.
 
     Raises:
         ValueError: these probabilities belong to another volume.
@@ -111,6 +113,23 @@ def write_patient(
     unfinished = path.with_name(f".{path.name}")
     write_nifti(unfinished, mask, volume.geometry)
     unfinished.replace(path)
+    warnings = list(volume.warnings)
+    if volume.headers:
+        path = args.output / f"{name}_mask_seg.dcm"
+        unfinished = path.with_name(f".{path.name}")
+        try:
+            write_dicom_segmentation(
+                unfinished,
+                mask,
+                volume.headers,
+                volume.geometry,
+                model=Path(args.checkpoint).name,
+                weights_sha256=made_with["weights"],
+                parameters={"threshold": args.threshold, "postprocessing": not args.no_postprocessing},
+            )
+            unfinished.replace(path)
+        except DicomSegmentationError as error:
+            warnings.append(str(error))
     report = {
         "patient": name,
         "checkpoint": args.checkpoint,
@@ -119,7 +138,7 @@ def write_patient(
         "postprocessing": not args.no_postprocessing,
         **measure_volume(mask, volume.spacing, volume.no_spacing),
         "description": volume.description,
-        "warnings": list(volume.warnings),
+        "warnings": warnings,
     }
     write_atomically(args.output / f"{name}.json", json.dumps(report, indent=2).encode() + b"\n")
 

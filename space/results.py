@@ -25,6 +25,7 @@ NOTICE = (
     "Research software, not a medical device: not for diagnosis or treatment.\n"
     "The outline is that of a model, see measurements.json for which one and how it was run.\n"
 )
+DICOM_NOTICE = "The DICOM SEG holds the patient's and the study's data as they are in the headers of the series.\n"
 
 
 def new_folder() -> Path:
@@ -104,6 +105,27 @@ def write_masks(folder: Path, stem: str, mask: np.ndarray, volume) -> dict[str, 
     return {name: str(path) for name, path in paths.items()}
 
 
+def write_dicom_seg(folder: Path, stem: str, mask: np.ndarray, volume, provenance: Mapping) -> str:
+    """The mask of a model as a DICOM SEG on the slices of a volume that came as DICOM: its path.
+
+    Raises:
+        DicomSegmentationError: the headers do not do for one.
+    """
+    from modeling.dicom_segmentation import write_dicom_segmentation
+
+    path = folder / f"{stem}_mask_seg.dcm"
+    write_dicom_segmentation(
+        path,
+        mask,
+        volume.headers,
+        volume.geometry,
+        model=provenance["model"],
+        weights_sha256=provenance["weights_sha256"],
+        parameters={"threshold": provenance["threshold"], **(provenance["postprocessing"] or {})},
+    )
+    return str(path)
+
+
 def write_volume_zip(
     path: Path,
     stem: str,
@@ -119,7 +141,7 @@ def write_volume_zip(
 
     Args:
         grey: (S, H, W) uint8, FLAIR as shown.
-        masks: files to include, from `write_masks`.
+        masks: files to include, from `write_masks` and `write_dicom_seg`.
         mask, reference: (S, H, W) bool, whose outlines are drawn on the slices that have any.
         maps: name -> (S, H, W) float32 in [0, 1], written as NIfTI.
     """
@@ -144,7 +166,7 @@ def write_volume_zip(
                 archive.writestr(f"overlay/{name}.png", png(outlines))
         archive.writestr("measurements.json", json.dumps(measurements, indent=2))
         archive.writestr("measurements.csv", measurements_csv(measurements, names))
-        archive.writestr("README.txt", NOTICE)
+        archive.writestr("README.txt", NOTICE + (DICOM_NOTICE if "dicom_seg" in masks else ""))
     return str(path)
 
 

@@ -6,8 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from .handlers import Progress, check_request, load, no_progress, weights_sha256
-from .results import file_stem, first_path, new_folder, volume_measurements, write_masks, write_volume_zip
+from .results import (
+    file_stem,
+    first_path,
+    new_folder,
+    volume_measurements,
+    write_dicom_seg,
+    write_masks,
+    write_volume_zip,
+)
 from .uploads import read_uploaded_volume
+from .viewer import HEADROOM, write_view
 
 BATCH_PIXELS = 2**18  # computed at a time: four slices of 256 x 256
 
@@ -16,7 +25,7 @@ BATCH_PIXELS = 2**18  # computed at a time: four slices of 256 x 256
 class VolumePreview:
     """An uploaded volume before any model ran."""
 
-    flair: np.ndarray  # (S, H, W) uint8, axial, in one display window
+    view: dict  # FLAIR for the viewer, axial, see `write_view`
     spacing: tuple[float, float, float] | None  # mm along (S, H, W)
     warnings: list[str]  # sentences on what looks wrong and what was left out
     description: str  # one line
@@ -26,6 +35,7 @@ class VolumePreview:
 class VolumeResult:
     """One segmented volume, ready to show; files lie in the upload folder."""
 
+    view: dict  # FLAIR, mask and probabilities for the viewer, axial, see `write_view`
     flair: np.ndarray  # (S, H, W) uint8, axial, in one display window
     probabilities: np.ndarray  # (S, H, W) float32 in [0, 1]
     mask: np.ndarray  # (S, H, W) bool, after post-processing
@@ -33,7 +43,7 @@ class VolumeResult:
     measurements: dict  # see `results.volume_measurements`
     warnings: list[str]
     description: str
-    masks: dict[str, str]  # format -> path, see `results.write_masks`
+    masks: dict[str, str]  # format -> path, see `results.write_masks`; with "dicom_seg" where the input is DICOM
     zip_path: str
 
 
@@ -58,7 +68,8 @@ def open_volume(paths) -> VolumePreview:
     from modeling.visualization import volume_to_grey
 
     volume = read_uploaded_volume(paths)
-    return VolumePreview(volume_to_grey(volume.flair), volume.spacing, warnings_of(volume), volume.description)
+    view = write_view(new_folder(), volume_to_grey(volume.flair, HEADROOM), volume.spacing)
+    return VolumePreview(view, volume.spacing, warnings_of(volume), volume.description)
 
 
 def warnings_of(volume) -> list[str]:
@@ -94,6 +105,7 @@ def segment_volume(
     progress(0, desc="Reading the files")
     volume = read_uploaded_volume(paths)
 
+    from modeling.dicom_segmentation import DicomSegmentationError
     from modeling.test_time_augmentation import VIEWS, disagreement
     from modeling.visualization import volume_to_grey
 
@@ -117,8 +129,23 @@ def segment_volume(
     masks = write_masks(folder, stem, prediction.mask, volume)
     maps = {"probability": prediction.probabilities} | ({} if spread is None else {"uncertainty": spread})
     warnings = warnings_of(volume)
+    if volume.headers:
+        try:
+            masks["dicom_seg"] = write_dicom_seg(folder, stem, prediction.mask, volume, prediction.provenance)
+        except DicomSegmentationError as error:
+            warnings.append(str(error))
     measurements = volume_measurements(prediction.mask, volume, prediction.provenance) | {"warnings": warnings}
     return VolumeResult(
+        view=write_view(
+            folder,
+            volume_to_grey(volume.flair, HEADROOM),
+            volume.spacing,
+            measurements["largest_slice"],
+            probabilities=prediction.probabilities,
+            mask=prediction.mask,
+            threshold=threshold,
+            postprocessed=prediction.provenance["postprocessing"] is not None,
+        ),
         flair=grey,
         probabilities=prediction.probabilities,
         mask=prediction.mask,

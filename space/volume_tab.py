@@ -15,7 +15,7 @@ from .components import (
     warnings_list,
 )
 from .handlers import default_model, shown_to_people
-from .slice_view import Shown, no_slices, show_slices, slice_view
+from .viewer import try_threshold, viewer
 from .volume_handlers import open_volume, segment_volume
 
 FORMATS = """
@@ -34,27 +34,22 @@ def volume_tab(models: dict[str, str]) -> None:
             return gr.skip()
         preview = open_volume(paths)
         return (
-            *show_slices(Shown(preview.flair), len(preview.flair) // 2 + 1),
+            preview.view,
             describe_volume(None, preview.description, preview.warnings) + NOTHING_YET,
-            *nothing()[4:],
+            *nothing()[2:],
         )
 
     @shown_to_people
     def show_volume(paths, model, threshold, uncertainty, progress=gr.Progress()):  # noqa: B008
         result = segment_volume(paths, model, threshold, models, progress, uncertainty)
-        shown = Shown(result.flair, result.mask)
         return (
-            *show_slices(shown, result.measurements["largest_slice"] + 1),
+            result.view,
             describe_volume(result.measurements, result.description, result.warnings),
-            area_plot(result.measurements),
-            gr.Button(visible=len(shown.flair) > 1 and bool(result.mask.any())),
             gr.DownloadButton(value=result.masks["nifti"], interactive=True),
             gr.DownloadButton(value=result.masks.get("tiff"), visible="tiff" in result.masks),
+            gr.DownloadButton(value=result.masks.get("dicom_seg"), visible="dicom_seg" in result.masks),
             gr.DownloadButton(value=result.zip_path, interactive=True),
         )
-
-    def show_largest(shown):
-        return show_slices(shown, int(shown.mask.sum(axis=(1, 2)).argmax()) + 1)
 
     @shown_to_people
     def segment_volume_api(files, model, threshold, progress=gr.Progress()):  # noqa: B008
@@ -66,10 +61,11 @@ def volume_tab(models: dict[str, str]) -> None:
             threshold: probability from which a voxel belongs to the lesion, between 0 and 1.
 
         Returns:
-            The mask as NIfTI in the input's own space, everything (masks, probabilities, outlines, measurements) as
-            ZIP, and the measurements: model, weights_sha256, threshold, postprocessing, num_slices, height, width,
-            spacing_mm, lesion_voxels, volume_ml, largest_slice (from 0), diameters_mm, reason (why a measurement is
-            missing), area_per_slice_pixels, and warnings (what looks wrong with the images).
+            The mask as NIfTI in the input's own space, everything (masks, for a DICOM series as DICOM SEG, too,
+            probabilities, outlines, measurements) as ZIP, and the measurements: model, weights_sha256, threshold,
+            postprocessing, num_slices, height, width, spacing_mm, lesion_voxels, volume_ml, largest_slice (from 0),
+            diameters_mm, reason (why a measurement is missing), area_per_slice_pixels, and warnings (what looks wrong
+            with the images, and why there is no DICOM SEG where the headers do not do for one).
         """
         result = segment_volume(files, model, threshold, models, progress)
         return result.masks["nifti"], result.zip_path, result.measurements
@@ -79,7 +75,6 @@ def volume_tab(models: dict[str, str]) -> None:
             files = gr.File(label="Volume", file_count="multiple", height=130, elem_id="volume")
             gr.HTML(FORMATS, padding=False)
             model = gr.Dropdown(list(models), value=default_model(models), label="Model", elem_id="volume-model")
-            threshold = threshold_slider("volume-threshold", "voxel")
             uncertainty = gr.Checkbox(
                 label="Map the uncertainty, too",
                 info="In the ZIP; takes four times as long",
@@ -88,26 +83,24 @@ def volume_tab(models: dict[str, str]) -> None:
             gr.HTML(NOTICE, padding=False)
             run = gr.Button("Outline the lesion in the volume", variant="primary", elem_id="volume-run")
         with gr.Column(scale=5, min_width=320):
-            shown, view, position = slice_view("volume")
-            areas = gr.BarPlot(
-                x="slice", y="area", y_title="lesion pixels", title="Click the plot to go to a slice", height=180,
-                visible=False, buttons=[], elem_id="volume-areas",
-            )  # fmt: skip
-            largest = gr.Button("Go to the largest slice", size="sm", visible=False, elem_id="volume-largest")
+            view = viewer("volume-view", "Upload a volume")
+            threshold = threshold_slider("volume-threshold", "voxel")
             facts = gr.HTML(NOTHING_YET, padding=False, elem_id="volume-measurements")
             with gr.Row():
                 mask = gr.DownloadButton("Mask (NIfTI)", interactive=False, size="md", elem_id="volume-mask")
                 tiff = gr.DownloadButton("Mask (TIFF)", visible=False, size="md", elem_id="volume-tiff")
+                dicom = gr.DownloadButton("Mask (DICOM SEG)", visible=False, size="md", elem_id="volume-dicom-seg")
                 everything = gr.DownloadButton("Everything (ZIP)", interactive=False, size="md", elem_id="volume-zip")
 
-    results = [shown, view, position, facts, areas, largest, mask, tiff, everything]
+    results = [view, facts, mask, tiff, dicom, everything]
     files.change(nothing, None, results, queue=False, show_progress="hidden", **PRIVATE).then(
         show_preview, files, results, show_progress_on=view, concurrency_limit=2, **PRIVATE
     )
-    run.click(
-        show_volume, [files, model, threshold, uncertainty], results, show_progress_on=view, **ON_MODEL, **PRIVATE
-    )
-    largest.click(show_largest, shown, [shown, view, position], show_progress="hidden", concurrency_limit=4, **PRIVATE)
+    try_threshold(threshold, "volume-view")
+    gr.on(
+        [run.click, view.submit], show_volume, [files, model, threshold, uncertainty], results, show_progress_on=view,
+        **ON_MODEL, **PRIVATE,
+    )  # fmt: skip
 
     # Hidden components of its own, as for /segment_slice.
     api_files = gr.File(label="files", file_count="multiple", visible=False)
@@ -132,19 +125,8 @@ def volume_tab(models: dict[str, str]) -> None:
 
 def nothing() -> tuple:
     """The values of the page's parts where there is no volume: see `results` in `volume_tab`."""
-    hidden = gr.Button(visible=False)
-    no_tiff = gr.DownloadButton(value=None, visible=False)
-    no_areas = gr.BarPlot(value=None, visible=False)
-    return *no_slices(), NOTHING_YET, no_areas, hidden, no_file(), no_tiff, no_file()
-
-
-def area_plot(measurements: dict) -> gr.BarPlot:
-    """The lesion's area in every slice, numbered from 1; hidden where there is only one."""
-    import pandas as pd
-
-    areas = measurements["area_per_slice_pixels"]
-    table = pd.DataFrame({"slice": range(1, len(areas) + 1), "area": areas})
-    return gr.BarPlot(table, x_lim=[0.5, len(areas) + 0.5], visible=len(areas) > 1)
+    no_format = gr.DownloadButton(value=None, visible=False)
+    return None, NOTHING_YET, no_file(), no_format, no_format, no_file()
 
 
 def describe_volume(measurements: dict | None, description: str, warnings: list[str]) -> str:

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from tiny_models import tiny_model
-from volume_samples import AFFINE, SPACING, head, save_nifti, save_slices, save_zip
+from volume_samples import AFFINE, SPACING, head, read_dicom_seg, save_dicom, save_nifti, save_slices, save_zip
 
 from modeling import BrainMRIImageProcessor
 from modeling.inference import load_model, segment_volume
@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory) -> Path:
-    """Three patients: a folder with one NIfTI file per sequence, one FLAIR file, and a zip of numbered slices."""
+    """Four patients: a folder with one NIfTI file per sequence, one FLAIR file, a zip of slices, a DICOM series."""
     folder = tmp_path_factory.mktemp("scans")
     (folder / "anna").mkdir()
     for channel, name in enumerate(("t1_pre", "flair", "t1_post")):
@@ -38,6 +38,8 @@ def scans(tmp_path_factory) -> Path:
     save_nifti(folder / "bert.nii", head().slices[..., 1], orientation=((1, -1), (2, 1), (0, 1)))
     (folder / "slices").mkdir()
     save_zip(folder / "cleo.zip", {path.name: path for path in save_slices(folder / "slices", head().slices)})
+    (folder / "dora").mkdir()
+    save_dicom(folder / "dora", head().slices[..., 1])
     return folder
 
 
@@ -51,9 +53,9 @@ def files_in(folder: Path) -> set[str]:
 
 
 def test_masks_and_measurements_of_all_kinds_of_input(scans, checkpoint, tmp_path):
-    predict(scans, checkpoint, tmp_path, "anna", "bert.nii", "cleo.zip")
-    names = ("anna", "bert", "cleo")
-    expected = {"measurements.csv", "probabilities/made_with.json"}
+    predict(scans, checkpoint, tmp_path, "anna", "bert.nii", "cleo.zip", "dora")
+    names = ("anna", "bert", "cleo", "dora")
+    expected = {"measurements.csv", "probabilities/made_with.json", "dora_mask_seg.dcm"}
     for name in names:
         expected |= {f"{name}_mask.nii.gz", f"{name}.json", f"probabilities/{name}.npz"}
     assert files_in(tmp_path) == expected
@@ -66,6 +68,10 @@ def test_masks_and_measurements_of_all_kinds_of_input(scans, checkpoint, tmp_pat
     np.testing.assert_array_equal(np.asarray(image.dataobj), mask[:, ::-1, ::-1].transpose(2, 1, 0))
     bert = nib.load(tmp_path / "bert_mask.nii.gz")
     assert nib.aff2axcodes(bert.affine) == nib.aff2axcodes(nib.load(scans / "bert.nii").affine)
+    dora = np.asarray(nib.load(tmp_path / "dora_mask.nii.gz").dataobj).transpose(2, 1, 0)
+    assert dora.any()
+    seg = read_dicom_seg(tmp_path / "dora_mask_seg.dcm", list((scans / "dora").iterdir()))
+    np.testing.assert_array_equal(seg, dora)
 
     report = json.loads((tmp_path / "anna.json").read_text())
     assert report["volume_ml"] == pytest.approx(volume_ml(mask, SPACING), abs=1e-3)

@@ -13,13 +13,26 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from volume_samples import SPACING, as_nifti, head, save_nifti, save_pages, save_slices, save_zip
+from pydicom import dcmread
+from viewer_pictures import unpack
+from volume_samples import (
+    SPACING,
+    as_nifti,
+    head,
+    read_dicom_seg,
+    save_dicom,
+    save_nifti,
+    save_pages,
+    save_slices,
+    save_zip,
+)
 
 from modeling.inference import load_model
 from modeling.inference import segment_volume as run_model
 from modeling.visualization import flair_to_grey
 from space import results, uploads
 from space.uploads import InputError
+from space.viewer import HEADROOM
 from space.volume_handlers import open_volume, segment_volume
 
 pytest_plugins = ["app_fixtures"]
@@ -54,15 +67,16 @@ def members(path: str) -> dict[str, bytes]:
 
 def test_a_volume_is_shown_before_any_model_runs(nifti):
     preview = open_volume([nifti])
-    assert preview.flair.shape == head().mask.shape
-    assert preview.flair.dtype == np.uint8
+    (shown,) = unpack(preview.view)
+    assert shown.shape == head().mask.shape
+    assert preview.view["spacing"] == preview.spacing
     assert preview.spacing == pytest.approx(SPACING)
     assert preview.description.startswith("12 axial slices of 64×48 pixels, 5.0×0.75×0.80 mm")
     # One window for all slices: what is brighter in one slice than in another is shown so.
     flair = head().slices[..., 1]
     order = np.argsort(flair, axis=None)
-    assert (np.diff(preview.flair.ravel()[order].astype(int)) >= 0).all()
-    assert np.abs(preview.flair[6].astype(int) - flair_to_grey(flair[6])).mean() < 20
+    assert (np.diff(shown.ravel()[order].astype(int)) >= 0).all()
+    assert np.abs(shown[6].astype(int) - flair_to_grey(flair[6], HEADROOM)).mean() < 20
 
 
 def test_the_result_is_the_models_and_goes_back_into_the_inputs_space(nifti, models, upload_folder):
@@ -153,6 +167,27 @@ def test_slices_keep_their_names_in_the_archive(folder, models):
             pages.seek(index)
             np.testing.assert_array_equal(np.asarray(pages), result.mask[index] * np.uint8(255))
         assert pages.n_frames == 12
+
+
+def test_a_dicom_series_gives_a_dicom_seg_or_the_reason_why_not(folder, models):
+    flair, threshold = head().slices[..., 1], middle(models)
+    sources = save_dicom(folder, flair)
+    path = save_zip(folder / "study.zip", {file.name: file for file in sources})
+    result = segment_volume([str(path)], "tiny-a", threshold, models)
+    assert set(result.masks) == {"nifti", "dicom_seg"}
+    files = members(result.zip_path)
+    assert files["study_mask_seg.dcm"] == Path(result.masks["dicom_seg"]).read_bytes()
+    assert b"patient's and the study's data" in files["README.txt"]
+    np.testing.assert_array_equal(read_dicom_seg(result.masks["dicom_seg"], sources), result.mask)
+    (algorithm,) = dcmread(result.masks["dicom_seg"]).SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
+    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("tiny-a", result.measurements["weights_sha256"])
+    assert f"threshold={threshold}" in algorithm.AlgorithmParameters
+
+    files = save_dicom(folder, flair, FrameOfReferenceUID=None)
+    result = segment_volume(list(map(str, files)), "tiny-a", threshold, models)
+    assert set(result.masks) == {"nifti"}
+    assert result.mask.any()
+    assert [warning for warning in result.warnings if "no DICOM SEG" in warning and "FrameOfReferenceUID" in warning]
 
 
 def test_uncertainty_is_asked_for_and_does_not_change_the_mask(nifti, models):

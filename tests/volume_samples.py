@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from PIL import Image
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -49,7 +49,7 @@ def save_slices(folder: Path, slices: np.ndarray, pattern: str = "TCGA_CS_4941_1
 def save_dicom(
     folder: Path,
     axial: np.ndarray,
-    orientation=((0, 1), (1, -1), (2, 1)),
+    orientation=((0, -1), (1, -1), (2, 1)),
     description: str = "AX T2 FLAIR",
     study: str = "1.2.3",
     **attributes,
@@ -91,6 +91,20 @@ def save_dicom(
         paths.append(folder / f"{description.replace(' ', '_')}_{number:03d}")
         header.save_as(paths[-1], enforce_file_format=True)
     return paths
+
+
+def read_dicom_seg(path: Path, sources: list[Path]) -> np.ndarray:
+    """(S, H, W) bool: what a DICOM SEG holds at the pixels of each slice of a series, from the feet to the head."""
+    from highdicom.seg import segread
+
+    headers = sorted(map(dcmread, sources), key=lambda header: header.ImagePositionPatient[2])
+    return (
+        segread(path)
+        .get_pixels_by_source_instance(
+            [header.SOPInstanceUID for header in headers], combine_segments=True, assert_missing_frames_are_empty=True
+        )
+        .astype(bool)
+    )
 
 
 def save_pages(path: Path, slices: np.ndarray) -> Path:
