@@ -1,6 +1,6 @@
 """Loading the dataset for training: lazily decoded slices, lesion-weighted batches, crops to the head."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -25,26 +25,43 @@ def load_splits(name_or_dir: str) -> DatasetDict:
         FileNotFoundError: a path that does not exist.
         ValueError: it cannot be loaded, or columns that training and evaluation need are missing.
     """
-    looks_like_path = name_or_dir.startswith((".", "/", "~")) or name_or_dir.count("/") != 1
-    if looks_like_path and not Path(name_or_dir).expanduser().is_dir():
-        raise FileNotFoundError(
-            f"There is no dataset folder {name_or_dir!r}. `python -m hub_dataset.build --source KAGGLE_3M_DIR --output "
-            f"{name_or_dir}` builds it; a dataset on the Hub is named USER/NAME."
-        )
+    location = find_dataset(name_or_dir)
     try:
-        splits = load_dataset(str(Path(name_or_dir).expanduser()) if looks_like_path else name_or_dir)
+        splits = load_dataset(location)
     except ValueError as error:
         raise ValueError(
             f"The dataset {name_or_dir} cannot be loaded (every split needs at least one slice): {error}"
         ) from error
     for name, split in splits.items():
-        missing = [column for column in REQUIRED_COLUMNS if column not in split.column_names]
-        if missing:
-            raise ValueError(
-                f"The split {name!r} of {name_or_dir} has no column {', '.join(missing)}; its columns are "
-                f"{', '.join(split.column_names)}. `python -m hub_dataset.build` writes all that is needed."
-            )
+        check_columns(split.column_names, f"The split {name!r} of {name_or_dir}")
     return splits
+
+
+def find_dataset(name_or_dir: str) -> str:
+    """What `datasets.load_dataset` takes for a folder, which must be there, or for USER/NAME on the Hub.
+
+    Raises:
+        FileNotFoundError: a path that does not exist.
+    """
+    looks_like_path = name_or_dir.startswith((".", "/", "~")) or name_or_dir.count("/") != 1
+    if not looks_like_path:
+        return name_or_dir
+    folder = Path(name_or_dir).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"There is no dataset folder {name_or_dir!r}. `python -m hub_dataset.build --source KAGGLE_3M_DIR --output "
+            f"{name_or_dir}` builds it; a dataset on the Hub is named USER/NAME."
+        )
+    return str(folder)
+
+
+def check_columns(columns: Sequence[str], where: str) -> None:
+    """Raise `ValueError` where one of `REQUIRED_COLUMNS` is missing; `where` begins the sentence."""
+    if missing := [column for column in REQUIRED_COLUMNS if column not in columns]:
+        raise ValueError(
+            f"{where} has no column {', '.join(missing)}; its columns are {', '.join(columns)}. "
+            f"`python -m hub_dataset.build` writes all that is needed."
+        )
 
 
 class Box(NamedTuple):
@@ -74,14 +91,19 @@ def relative_head_sizes(split: Dataset) -> np.ndarray:
     """
 
     def measure(image):
-        pixels = np.asarray(image)
-        if pixels[..., 1].min() == pixels[..., 1].max():
-            return {"head_height": 0.0, "head_width": 0.0}
-        box = head_box(pixels.astype(np.float32))
-        return {"head_height": box.height / max(pixels.shape[:2]), "head_width": box.width / max(pixels.shape[:2])}
+        height, width = relative_head_size(np.asarray(image))
+        return {"head_height": height, "head_width": width}
 
     sizes = split.map(measure, input_columns=["image"], remove_columns=split.column_names, desc="Finding the head")
     return np.stack([sizes["head_height"], sizes["head_width"]], axis=1)
+
+
+def relative_head_size(image: np.ndarray) -> tuple[float, float]:
+    """Height and width of the head in (H, W, 3) as a share of the longer side; both 0 in an empty slice."""
+    if image[..., 1].min() == image[..., 1].max():
+        return 0.0, 0.0
+    box = head_box(image.astype(np.float32))
+    return box.height / max(image.shape[:2]), box.width / max(image.shape[:2])
 
 
 class SampleKey(NamedTuple):
@@ -110,19 +132,19 @@ class TrainingSlices(torch.utils.data.Dataset):
         channels: Literal["all", "flair"] = "all",
     ):
         self.split = split.select_columns(["image", "mask"])
-        self.clip = processor.clip
-        self.augmentation_strength = augmentation_strength
-        self.channels = channels
+        self.options = (processor.clip, augmentation_strength, channels)
 
     def __getitem__(self, key: SampleKey) -> dict:
-        row = self.split[key.index]
-        augmentation = sample_augmentation(np.random.default_rng(key.seed), self.augmentation_strength)
-        if self.channels == "flair":
-            augmentation = replace(augmentation, flair_copies=FLAIR_ALONE)
-        return {
-            "index": key.index,
-            **make_sample(np.asarray(row["image"]), np.asarray(row["mask"]), key, augmentation, self.clip),
-        }
+        return training_sample(self.split[key.index], key, *self.options)
+
+
+def training_sample(row: dict, key: SampleKey, clip: float, augmentation_strength: float, channels: str) -> dict:
+    """An item of `TrainingSlices` from the decoded images of its row."""
+    augmentation = sample_augmentation(np.random.default_rng(key.seed), augmentation_strength)
+    if channels == "flair":
+        augmentation = replace(augmentation, flair_copies=FLAIR_ALONE)
+    image, mask = np.asarray(row["image"]), np.asarray(row["mask"])
+    return {"index": key.index, **make_sample(image, mask, key, augmentation, clip)}
 
 
 def make_sample(
@@ -203,16 +225,30 @@ class LesionBatchSampler(Sampler[list[SampleKey]]):
         limits = (-(-MINIMUM_SIZE // self.size_divisor), -(-self.image_size // self.size_divisor))
         return tuple(int(np.clip(np.ceil(side / self.size_divisor), *limits)) * self.size_divisor for side in wanted)
 
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        generator = np.random.default_rng([self.seed, self.epoch])
+    def draw(self, generator: np.random.Generator) -> np.ndarray:
+        """The epoch's slices in random order: (num_lesion + num_empty,) int."""
         order = np.concatenate([self.lesion, generator.choice(self.empty, self.num_empty, replace=False)])
         generator.shuffle(order)
-        batches = []
-        for start in range(0, self.num_batches * self.batch_size, self.GROUP * self.batch_size):
-            group = order[start : min(start + self.GROUP * self.batch_size, self.num_batches * self.batch_size)]
-            group = group[np.argsort(self.head_sizes[group].prod(axis=1), kind="stable")]
-            batches.extend(group.reshape(-1, self.batch_size))
+        return order
+
+    def groups(self, order: np.ndarray) -> list[np.ndarray]:
+        """`order` without its incomplete batch, `GROUP` batches at a time."""
+        complete = order[: self.num_batches * self.batch_size]
+        return np.split(complete, range(self.GROUP * self.batch_size, len(complete), self.GROUP * self.batch_size))
+
+    def batches_of(self, group: np.ndarray) -> np.ndarray:
+        """Batches of slices with heads of about the same size: (up to GROUP, batch_size) int."""
+        by_size = group[np.argsort(self.head_sizes[group].prod(axis=1), kind="stable")]
+        return by_size.reshape(-1, self.batch_size)
+
+    def keys(self, indices: np.ndarray) -> list[SampleKey]:
+        """The samples of one batch."""
+        height, width = self.crop_size(indices)
+        return [SampleKey(int(i), (self.seed, self.epoch, int(i)), height, width, self.image_size) for i in indices]
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        batches = [batch for group in self.groups(self.draw(generator)) for batch in self.batches_of(group)]
         generator.shuffle(batches)
         for indices in batches[self.start_batch :]:
-            height, width = self.crop_size(indices)
-            yield [SampleKey(int(i), (self.seed, self.epoch, int(i)), height, width, self.image_size) for i in indices]
+            yield self.keys(indices)
