@@ -139,6 +139,8 @@ def main(argv: list[str] | None = None) -> None:
     # 3. Optimiser, schedule, moving average
     memory_format = memory_format_for(model, accelerator.device)
     model = synchronize_batch_norm(model, accelerator.device).to(memory_format=memory_format)
+    if args.gradient_checkpointing:
+        model.activation_checkpointing_enable()
     ema = AveragedModel(model, multi_avg_fn=ema_update(args.ema_decay), use_buffers=True).to(accelerator.device)
     optimizer = make_optimizer(model, set(report.loaded) if report else set(), args)
     steps = args.epochs * math.ceil(sampler.num_batches / args.gradient_accumulation_steps)

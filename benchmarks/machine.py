@@ -1,8 +1,10 @@
 """What this machine can do, measured in the same run as the benchmark that is compared with it."""
 
+import threading
 import time
 from collections.abc import Callable
 
+import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,3 +27,45 @@ def gflop(work: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops() / 1e9
+
+
+class PeakMemory(threading.Thread):
+    """Highest memory of this process and its children while the `with` block runs, looked at every `interval` seconds.
+
+    Attributes:
+        resident: MiB of this process, mapped files and shared pages included, and what the children hold for
+            themselves: a page that they share counts once.
+        private: the same without mapped files.
+    """
+
+    def __init__(self, interval: float = 0.01, children_every: int = 100):
+        super().__init__(daemon=True)
+        self.interval, self.children_every = interval, children_every
+        self.resident = self.private = 0.0
+        self.stopped = threading.Event()
+
+    def __enter__(self) -> "PeakMemory":
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stopped.set()
+        self.join()
+
+    def run(self) -> None:
+        process, of_children, looks = psutil.Process(), 0.0, 0
+        while not self.stopped.wait(self.interval):
+            if looks % self.children_every == 0:  # walks their page tables, which takes time
+                of_children = sum(memory_of_child(child) for child in process.children(recursive=True))
+            looks += 1
+            info = process.memory_info()
+            self.resident = max(self.resident, info.rss / 2**20 + of_children)
+            self.private = max(self.private, (info.rss - info.shared) / 2**20 + of_children)
+
+
+def memory_of_child(process: psutil.Process) -> float:
+    """MiB that a process shares with no other; 0 once it has ended."""
+    try:
+        return process.memory_full_info().uss / 2**20
+    except psutil.NoSuchProcess:
+        return 0.0

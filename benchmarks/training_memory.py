@@ -5,7 +5,8 @@
 Every measurement is a process of its own: the same sampler, dataset, worker processes and optimiser as in train.py run
 one epoch over that many patients of the splits for training and validation together. The model is trained on the
 `--steps` largest batches, which decide its memory; the others are loaded and thrown away. Prints the peak resident set
-of the training process and its workers, and the part of it that is not a mapping of the dataset's file.
+of the training process and its workers (a page that they share counts once), and the part of it that is not a mapping
+of the dataset's file.
 """
 
 import argparse
@@ -13,15 +14,17 @@ import subprocess
 import sys
 
 import numpy as np
-import psutil
 import torch
 from datasets import concatenate_datasets
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from benchmarks.machine import PeakMemory
 from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_splits, relative_head_sizes
 from modeling import BrainMRIImageProcessor, build_model
 from training.cpu import keep_freed_memory, memory_format_for
+from training.recipe import ema_update
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -31,17 +34,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--patients", type=int, nargs="+", default=[20, 88])
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--image_size", type=int, default=256)
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="as in train.py")
     parser.add_argument("--low_memory", action="store_true", help="as in train.py")
     parser.add_argument("--steps", type=int, default=3, help="batches that are trained on")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
-
-
-def memory_of_processes() -> tuple[float, float]:
-    """Resident set of this process and its children in MiB: all of it, and without mapped files."""
-    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    infos = [process.memory_info() for process in processes]
-    return sum(info.rss for info in infos) / 2**20, sum(info.rss - info.shared for info in infos) / 2**20
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -55,6 +52,8 @@ def measure(args: argparse.Namespace) -> None:
     model = build_model(args.model)
     memory_format = memory_format_for(model, model.device)
     model = model.to(memory_format=memory_format)
+    if args.gradient_checkpointing:
+        model.activation_checkpointing_enable()
     sampler = LesionBatchSampler(
         np.asarray(slices["has_lesion"]),
         relative_head_sizes(slices),
@@ -63,22 +62,20 @@ def measure(args: argparse.Namespace) -> None:
         model.config.size_divisor,
     )
     dataset = TrainingSlices(slices, BrainMRIImageProcessor(size_divisor=model.config.size_divisor))
+    average = AveragedModel(model, multi_avg_fn=ema_update(0.995), use_buffers=True)
     optimizer = torch.optim.AdamW(model.parameters())
     areas = [batch[0].height * batch[0].width for batch in sampler]
     to_train = set(np.argsort(areas)[-args.steps :].tolist())
-    peak = peak_private = 0.0
-    for number, batch in enumerate(tqdm(DataLoader(dataset, batch_sampler=sampler, num_workers=2, prefetch_factor=4))):
-        if number in to_train:
-            pixel_values = batch["pixel_values"].contiguous(memory_format=memory_format)
-            loss = model(pixel_values=pixel_values, labels=batch["labels"]).loss
-            resident, private = memory_of_processes()  # with all activations held
-            peak, peak_private = max(peak, resident), max(peak_private, private)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        resident, private = memory_of_processes()
-        peak, peak_private = max(peak, resident), max(peak_private, private)
-    print(f"{len(chosen)} {len(slices)} {len(areas)} {peak:.0f} {peak_private:.0f}")
+    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=2, prefetch_factor=4)
+    with PeakMemory() as peak:
+        for number, batch in enumerate(tqdm(loader)):
+            if number in to_train:
+                pixel_values = batch["pixel_values"].contiguous(memory_format=memory_format)
+                model(pixel_values=pixel_values, labels=batch["labels"]).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                average.update_parameters(model)
+    print(f"{len(chosen)} {len(slices)} {len(areas)} {peak.resident:.0f} {peak.private:.0f}")
 
 
 def main() -> None:

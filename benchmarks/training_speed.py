@@ -21,8 +21,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from benchmarks.machine import matrix_product_rate
-from benchmarks.training_memory import memory_of_processes
+from benchmarks.machine import PeakMemory, matrix_product_rate
 from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_splits, relative_head_sizes
 from modeling import PRESETS, BrainMRIImageProcessor, build_model
 from training.cost import model_of_shapes, step_cost
@@ -45,6 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--memory_format", choices=list(MEMORY_FORMATS), help="train.py's own for the model if left out"
     )
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="as in train.py")
     parser.add_argument("--low_memory", action="store_true", help="as in train.py")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of PyTorch")
     return parser.parse_args()
@@ -65,6 +65,8 @@ def main() -> None:
     model = build_model(args.model).train()
     memory_format = MEMORY_FORMATS.get(args.memory_format) or memory_format_for(model, model.device)
     model = model.to(memory_format=memory_format)
+    if args.gradient_checkpointing:
+        model.activation_checkpointing_enable()
     average = AveragedModel(model, multi_avg_fn=ema_update(0.995), use_buffers=True)
     optimizer = torch.optim.AdamW(model.parameters())
     sampler = LesionBatchSampler(
@@ -77,23 +79,23 @@ def main() -> None:
     slices = TrainingSlices(split, BrainMRIImageProcessor(size_divisor=model.config.size_divisor))
     workers = {"num_workers": args.num_workers, "prefetch_factor": 4 if args.num_workers else None}
     possible = matrix_product_rate()
-    steps, peak, processor_seconds = [], 0.0, 0.0
+    steps, processor_seconds = [], 0.0
     batches = iter(DataLoader(slices, batch_sampler=sampler, **workers))
-    for step in range(min(WARM_UP + args.steps, sampler.num_batches)):
-        if step == WARM_UP:
-            processor_seconds = processor_seconds_of_workers()
-        started = time.perf_counter()
-        batch = next(batches)
-        waited = time.perf_counter() - started
-        pixel_values = batch["pixel_values"].contiguous(memory_format=memory_format)
-        loss = model(pixel_values=pixel_values, labels=batch["labels"]).loss
-        peak = max(peak, memory_of_processes()[0])  # with all activations held
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update_parameters(model)
-        steps.append((*pixel_values.shape[-2:], waited, time.perf_counter() - started))
+    with PeakMemory() as peak:
+        for step in range(min(WARM_UP + args.steps, sampler.num_batches)):
+            if step == WARM_UP:
+                processor_seconds = processor_seconds_of_workers()
+            started = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - started
+            pixel_values = batch["pixel_values"].contiguous(memory_format=memory_format)
+            loss = model(pixel_values=pixel_values, labels=batch["labels"]).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            average.update_parameters(model)
+            steps.append((*pixel_values.shape[-2:], waited, time.perf_counter() - started))
     processor_seconds = processor_seconds_of_workers() - processor_seconds
     if len(steps) <= WARM_UP:
         raise SystemExit(f"An epoch has {len(steps)} batches, none beyond the {WARM_UP} that are not timed.")
@@ -114,7 +116,7 @@ def main() -> None:
         f"waiting for input: {total_waited / total:.1%} of the time; workers' processor time: "
         f"{processor_seconds / total / len(os.sched_getaffinity(0)):.1%} of the cores'\n"
         f"{rate:.1f} GFLOP/s, {rate / possible:.0%} of the fastest matrix product's {possible:.1f}\n"
-        f"peak memory, workers included: {peak / 1024:.2f} GiB"
+        f"peak memory, workers included: {peak.resident / 1024:.2f} GiB"
     )
 
 

@@ -1,5 +1,8 @@
 """Convolutional blocks shared by the U-Nets and TransUNet."""
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -82,13 +85,74 @@ class ConvNormActivation(nn.Sequential):
         layers = [convolution, nn.BatchNorm2d(out_channels, eps=eps)]
         super().__init__(*layers, *([] if activation is None else [activation(inplace=True)]))
 
+    def normalize(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Normalisation and activation of the convolution's output."""
+        for layer in list(self)[1:]:
+            hidden_states = layer(hidden_states)
+        return hidden_states
 
-class ConvStack(nn.Sequential):
+
+class UpdatedOnce:
+    """A function for `torch.utils.checkpoint`, which calls it again to recompute what it did not keep.
+
+    From the second time on, the batch norm in it, `norm`, leaves its running statistics as they are.
+    """
+
+    def __init__(self, function: Callable[..., torch.Tensor], norm: nn.Module):
+        self.function, self.norm = function, norm
+        self.called = False
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        if not self.called:
+            self.called = True
+            return self.function(*inputs)
+        momentum, batches = self.norm.momentum, self.norm.num_batches_tracked.clone()
+        self.norm.momentum = 0.0
+        try:
+            return self.function(*inputs)
+        finally:
+            self.norm.momentum = momentum
+            self.norm.num_batches_tracked.copy_(batches)
+
+
+class Recomputing(nn.Module):
+    """A block that keeps what its convolutions give and no more, once `activation_checkpointing_enable` was called.
+
+    Normalisation, activation and concatenation cost little beside a convolution, but hold more than half of the memory
+    of a training step. They are computed again when the gradient needs them. PyTorch ends the recomputation of a part
+    once it has all that was saved the first time, thus before the convolution at the part's end.
+    """
+
+    gradient_checkpointing = False  # transformers sets it, and `_gradient_checkpointing_func`
+
+    @property
+    def recomputes(self) -> bool:
+        return self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+
+    def recomputed(
+        self, function: Callable[..., torch.Tensor], norm: nn.Module | None, *inputs: torch.Tensor
+    ) -> torch.Tensor:
+        """`function(*inputs)`, of which only `inputs` are kept. `norm` is the batch norm within, if any."""
+        return self._gradient_checkpointing_func(UpdatedOnce(function, norm) if norm else function, *inputs)
+
+
+class ConvStack(nn.Sequential, Recomputing):
     """`depth` times `ConvNormActivation`; the first changes the number of channels."""
 
     def __init__(self, in_channels: int, out_channels: int, depth: int, bias: bool = True):
         channels = [in_channels] + [out_channels] * depth
         super().__init__(*(ConvNormActivation(channels[i], channels[i + 1], bias=bias) for i in range(depth)))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.recomputes:
+            return self.after_convolution(self[0][0](hidden_states))
+        return super().forward(hidden_states)
+
+    def after_convolution(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The output of the stack from that of its first convolution, with normalisations recomputed."""
+        for block, following in pairwise(self):
+            hidden_states = self.recomputed(nn.Sequential(*list(block)[1:], following[0]), block[1], hidden_states)
+        return self[-1].normalize(hidden_states)
 
 
 class Upsample2x(nn.Module):
@@ -111,14 +175,22 @@ class Upsample2x(nn.Module):
             )
 
     def forward(self, hidden_states: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        return self.finish(self.convolve(hidden_states), size)
+
+    def convolve(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The part that is worth keeping for the gradient."""
+        return self.projection[0](hidden_states) if self.mode == "transposed" else hidden_states
+
+    def finish(self, hidden_states: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """The output from that of `convolve`."""
         if self.mode == "transposed":
-            hidden_states = self.projection(hidden_states)
+            hidden_states = self.projection[2](self.projection[1](hidden_states))
             return hidden_states if size is None else hidden_states[..., : size[0], : size[1]]
         size = size or (2 * hidden_states.shape[-2], 2 * hidden_states.shape[-1])
         return nn.functional.interpolate(hidden_states, size=size, mode="bilinear", align_corners=False)
 
 
-class DecoderBlock(nn.Module):
+class DecoderBlock(Recomputing):
     """Upsample to the skip connection's size, concatenate it, convolve.
 
     (B, in_channels, H, W) and a skip of (B, skip_channels, H', W') -> (B, out_channels, H', W'). With
@@ -144,7 +216,17 @@ class DecoderBlock(nn.Module):
         skip: torch.Tensor | None = None,
         size: tuple[int, int] | None = None,
     ) -> torch.Tensor:
-        if skip is None:
-            return self.convolutions(self.upsample(hidden_states, size))
-        hidden_states = self.upsample(hidden_states, tuple(skip.shape[-2:]))
-        return self.convolutions(torch.cat([hidden_states, skip], dim=1))
+        if skip is not None:
+            size = tuple(skip.shape[-2:])
+
+        def join(hidden_states: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
+            hidden_states = self.upsample.finish(hidden_states, size)
+            return hidden_states if skip is None else torch.cat([hidden_states, skip], dim=1)
+
+        hidden_states = self.upsample.convolve(hidden_states)
+        if not self.recomputes:
+            return self.convolutions(join(hidden_states, skip))
+        norm = self.upsample.projection[1] if self.upsample.mode == "transposed" else None
+        convolution = self.convolutions[0][0]
+        hidden_states = self.recomputed(lambda *inputs: convolution(join(*inputs)), norm, hidden_states, skip)
+        return self.convolutions.after_convolution(hidden_states)

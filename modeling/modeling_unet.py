@@ -61,6 +61,7 @@ class UNetForSemanticSegmentation(PreTrainedModel):
     base_model_prefix = "unet"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: UNetConfig):
         super().__init__(config)

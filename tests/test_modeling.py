@@ -115,6 +115,50 @@ def test_the_gradient_reaches_every_parameter(preset):
 
 
 @every_preset
+def test_activation_checkpointing_changes_memory_only(preset):
+    """Loss, gradients and running statistics agree to the bit; less is kept."""
+    pixel_values, labels = images(64, 80), disks(64, 80)
+    model = randomized(tiny_model(preset)).train()
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def step() -> tuple[dict[str, torch.Tensor], int]:
+        model.load_state_dict(fresh)
+        model.zero_grad()
+        torch.manual_seed(0)  # of dropout
+        kept = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(pixel_values, labels=labels).loss
+        loss.backward()
+        values = {"loss": loss.detach(), **{name: buffer.clone() for name, buffer in model.named_buffers()}}
+        values |= {f"gradient of {name}": parameter.grad for name, parameter in model.named_parameters()}
+        return values, sum(kept.values())
+
+    expected, everything = step()
+    model.activation_checkpointing_enable()
+    recomputed, kept = step()
+    assert kept < 0.8 * everything
+    assert [name for name, value in expected.items() if not torch.equal(value, recomputed[name])] == []
+
+
+@pytest.mark.parametrize("preset", ["unet-5level", "unet-4level"])
+def test_activation_checkpointing_computes_no_convolution_twice(preset):
+    model = tiny_model(preset).train()
+    model.activation_checkpointing_enable()
+    with FlopCounterMode(display=False) as forward:
+        loss = model(images(64, 80), labels=disks(64, 80)).loss
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    backward_operations = backward.get_flop_counts()["Global"]
+    assert forward.get_total_flops() > 0
+    assert not any("backward" not in str(operation) for operation in backward_operations)
+
+
+@every_preset
 def test_a_batch_can_be_learnt(preset):
     torch.manual_seed(0)
     model = tiny_model(preset).train()

@@ -107,6 +107,11 @@ def add_optimization(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--weight_decay", type=float, default=0.01, help="on convolutions and matrices")
     group.add_argument("--max_grad_norm", type=float, default=1.0, help="0 is off")
     group.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    group.add_argument(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="half of the memory of activations, which are computed again where they are needed: slightly slower",
+    )
     group.add_argument("--ema_decay", type=float, default=0.995, help="moving average of the weights; 0 is off")
 
 

@@ -41,6 +41,8 @@ def print_estimate(
         num_patients: how many there are to validate.
     """
     shapes = model_of_shapes(args.model)
+    if args.gradient_checkpointing:
+        shapes.activation_checkpointing_enable()
     share = args.batch_size // accelerator.num_processes
     num_parameters = sum(parameter.numel() for parameter in shapes.parameters())
     resident = 4 * num_parameters * (3 + OPTIMIZER_COPIES[args.optimizer])  # weights, gradients, moving average
