@@ -94,7 +94,7 @@ def launch(demo: gr.Blocks, **options):
         "footer_links": ["api", "settings"],
         "theme": theme(),
         "css_paths": sorted(SPACE.glob("*.css")),
-        "js": "\n".join((SPACE / name).read_text(encoding="utf-8") for name in ("gradio_markup.js", "volume.js")),
+        "js": (SPACE / "gradio_markup.js").read_text(encoding="utf-8"),
     }
     return demo.launch(**settings | options)
 

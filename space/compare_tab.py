@@ -17,7 +17,7 @@ from .components import (
     warnings_list,
 )
 from .handlers import default_model, shown_to_people
-from .slice_view import Shown, draw_agreement, no_slices, show_slices, slice_view
+from .viewer import viewer
 from .volume_handlers import open_volume
 
 FORMATS = """
@@ -42,7 +42,7 @@ def compare_tab(models: dict[str, str]) -> None:
             return gr.skip()
         preview = open_volume(paths)
         return (
-            *show_slices(Shown(preview.flair), len(preview.flair) // 2 + 1),
+            preview.view,
             warnings_list(preview.warnings) + describe_input(preview.description) + NOTHING_YET,
             no_file(),
         )
@@ -54,7 +54,7 @@ def compare_tab(models: dict[str, str]) -> None:
         else:
             result = compare_with_mask(paths, model, mask, threshold, models, progress)
         return (
-            *show_slices(Shown(result.flair, result.mask_a, result.mask_b), largest_slice(result) + 1),
+            result.view,
             describe_comparison(result),
             gr.DownloadButton(value=result.zip_path, interactive=True),
         )
@@ -77,9 +77,7 @@ def compare_tab(models: dict[str, str]) -> None:
             voxels_in_a_only, voxels_in_b_only, warnings, and under a and b those of /segment_volume.
         """
         result = compare_either(files, model, other_model, mask, threshold, models, progress)
-        index = largest_slice(result)
-        drawn = draw_agreement(result.flair[index], result.mask_a[index], result.mask_b[index])
-        return drawn, result.zip_path, result.measurements
+        return result.picture, result.zip_path, result.measurements
 
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -95,17 +93,17 @@ def compare_tab(models: dict[str, str]) -> None:
             gr.HTML(NOTICE, padding=False)
             run = gr.Button("Compare the outlines", variant="primary", elem_id="compare-run")
         with gr.Column(scale=5, min_width=320):
-            shown, view, position = slice_view("compare")
+            view = viewer("compare-view", "Upload a slice or a volume")
             facts = gr.HTML(NOTHING_YET, padding=False, elem_id="compare-facts")
             everything = gr.DownloadButton("Everything (ZIP)", interactive=False, size="md", elem_id="compare-zip")
 
-    results = [shown, view, position, facts, everything]
+    results = [view, facts, everything]
     kind.change(
         lambda kind: (gr.Dropdown(visible=kind == A_MODEL), gr.Column(visible=kind == A_MASK)),
         kind, [other_model, expert], queue=False, show_progress="hidden", **PRIVATE,
     )  # fmt: skip
     files.change(
-        lambda: (*no_slices(), NOTHING_YET, no_file()),
+        lambda: (None, NOTHING_YET, no_file()),
         None, results, queue=False, show_progress="hidden", **PRIVATE,
     ).then(show_preview, files, results, show_progress_on=view, concurrency_limit=2, **PRIVATE)  # fmt: skip
     run.click(
@@ -135,12 +133,6 @@ def compare_tab(models: dict[str, str]) -> None:
     )
     for component in (files, mask, api_files, api_mask):
         refuse_urls(component)
-
-
-def largest_slice(result: Comparison) -> int:
-    """The slice, from 0, on which the two outlines cover most; the middle one where both are empty."""
-    areas = (result.mask_a | result.mask_b).sum(axis=(1, 2))
-    return int(areas.argmax()) if areas.any() else len(areas) // 2
 
 
 def describe_input(description: str) -> str:

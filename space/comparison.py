@@ -5,20 +5,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from .handlers import Progress, check_request, no_progress
+from .handlers import Progress, check_request, draw, no_progress
 from .results import file_stem, first_path, new_folder, plain, volume_measurements, write_masks, write_volume_zip
 from .uploads import InputError, read_uploaded_mask, read_uploaded_volume
+from .viewer import HEADROOM, write_view
 from .volume_handlers import predict, warnings_of
 
 AGREEMENT = {"both": 1, "a_only": 2, "b_only": 3}  # voxels of the map of agreement
+AGREEMENT_COLOR = (0, 158, 115)  # bluish green of the palette that `modeling.visualization` uses
+FILL = 0.4  # opacity of the colours of agreement
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Two masks of one volume and how far they agree; None where a score is undefined or cannot be known."""
 
-    flair: np.ndarray  # (S, H, W) uint8, axial, in one display window
+    view: dict  # FLAIR and both masks for the viewer, see `write_view`
+    picture: Image.Image  # the slice with most lesion, see `draw_agreement`
     mask_a: np.ndarray  # (S, H, W) bool, the first model's
     mask_b: np.ndarray  # (S, H, W) bool, the second model's or the uploaded one
     dice: float | None  # None where both are empty
@@ -136,8 +141,10 @@ def compare(paths, volume, names: tuple[str, str], masks: tuple[np.ndarray, np.n
     files["agreement"] = str(folder / f"{stem}_agreement.nii.gz")
     write_nifti(Path(files["agreement"]), agreement, volume.geometry)
     path = folder / f"{stem}_comparison.zip"
+    index = largest_slice(a, b)
     return Comparison(
-        flair=grey,
+        view=write_view(folder, volume_to_grey(volume.flair, HEADROOM), volume.spacing, index, mask=a, reference=b),
+        picture=draw_agreement(grey[index], a[index], b[index]),
         mask_a=a,
         mask_b=b,
         **scores,
@@ -146,6 +153,30 @@ def compare(paths, volume, names: tuple[str, str], masks: tuple[np.ndarray, np.n
         description=volume.description,
         zip_path=write_volume_zip(path, stem, grey, volume, files, a, {}, measurements, reference=b),
     )
+
+
+def largest_slice(a: np.ndarray, b: np.ndarray) -> int:
+    """The slice, from 0, on which two masks (S, H, W) cover most; the middle one where both are empty."""
+    areas = (a | b).sum(axis=(1, 2))
+    return int(areas.argmax()) if areas.any() else len(areas) // 2
+
+
+def draw_agreement(flair: np.ndarray, a: np.ndarray, b: np.ndarray) -> Image.Image:
+    """FLAIR (H, W) in grey with two masks (H, W) bool: filled where they agree and differ, and both outlined.
+
+    A's outline is orange and B's blue, as is what either has alone; what they share is green.
+    """
+    from modeling.visualization import PREDICTION_COLOR, REFERENCE_COLOR, draw_outline
+
+    outlined = draw(flair, a, b)
+    scale = outlined.width // flair.shape[1]
+    filled = np.array(draw_outline(flair, np.zeros(flair.shape, dtype=bool), scale=scale), dtype=np.float32)
+    for part, color in ((a & b, AGREEMENT_COLOR), (a & ~b, PREDICTION_COLOR), (b & ~a, REFERENCE_COLOR)):
+        enlarged = np.repeat(np.repeat(part, scale, axis=0), scale, axis=1)
+        filled[enlarged] = (1 - FILL) * filled[enlarged] + FILL * np.array(color)
+    lines = np.asarray(outlined)
+    on_line = (lines != lines[..., :1]).any(axis=-1, keepdims=True)  # all else is grey
+    return Image.fromarray(np.where(on_line, lines, np.rint(filled).astype(np.uint8)))
 
 
 def defined(score: float) -> float | None:

@@ -11,6 +11,7 @@ const LINE = 2; // pixels of the screen
 const MAX_ZOOM = 16;
 const WHEEL_NOTCH = 40; // pixels of wheel movement that turn one slice; a touchpad sends many small ones
 const SWIPE = 14; // pixels of a finger's way that turn one slice
+const WIDE = 736; // pixels: the controls stand beside the picture, see viewer.css
 const STILL = 4; // pixels that a click may move
 
 const find = (selector) => element.querySelector(selector);
@@ -84,6 +85,7 @@ async function show(value) {
     view = { ...value, slices, height, width, labels, grey: bytes.subarray(0, voxels), aspect: row / column };
     if (value.kind !== "flair") view.counts = histograms(labels, slices, height * width);
     [index, point] = [value.start, null];
+    find(".keys").open ||= root.clientWidth >= WIDE;
     reset();
   } catch (error) {
     if (asked !== request) return;
@@ -251,9 +253,10 @@ function drawProfile(ratio) {
   const context = profile.getContext("2d");
   const colours = view.kind === "comparison" ? [GREEN, ORANGE, BLUE] : [ORANGE];
   const all = allAreas();
-  const most = Math.max(1, ...all.map((parts) => parts.reduce((sum, part) => sum + part, 0)));
+  const sums = all.map((parts) => parts.reduce((sum, part) => sum + part, 0));
+  const most = Math.max(1, ...sums);
   const bar = width / view.slices;
-  context.fillStyle = "#334155";
+  context.fillStyle = "#475569";
   context.fillRect(index * bar, 0, Math.max(bar, 2 * ratio), height);
   all.forEach((parts, slice) => {
     let bottom = height;
@@ -264,6 +267,17 @@ function drawProfile(ratio) {
       bottom -= length;
     });
   });
+  context.fillStyle = "#fff";
+  context.fillRect(index * bar, height - 3 * ratio, Math.max(bar, 2 * ratio), 3 * ratio);
+  const largest = sums.indexOf(most);
+  if (largest < 0) return;
+  const quarter = Math.ceil(view.slices / 4);
+  const left = Math.max(...sums.slice(0, quarter)) < Math.max(...sums.slice(-quarter)); // where it hides less
+  const text = [`largest: slice ${largest + 1}, ${plural(most, "pixel")}`, left ? 6 * ratio : width - 6 * ratio, 14 * ratio];
+  Object.assign(context, { font: `${11 * ratio}px system-ui, sans-serif`, textAlign: left ? "left" : "right" });
+  Object.assign(context, { strokeStyle: "#0b1220", lineWidth: 3 * ratio, lineJoin: "round", fillStyle: "#e2e8f0" });
+  context.strokeText(...text);
+  context.fillText(...text);
 }
 
 // Words
@@ -318,7 +332,7 @@ function setText(node, text) {
 // Show everything anew: words at once, pictures in the next frame
 function refresh() {
   const shown = Boolean(view);
-  for (const part of root.querySelectorAll(".tools, .settings, .keys")) part.hidden = !shown;
+  find(".controls").hidden = !shown;
   empty.hidden = shown;
   find(".slices").hidden = !shown || view.slices < 2;
   canvas.tabIndex = shown ? 0 : -1;
@@ -342,7 +356,7 @@ function refresh() {
     setText(find(".setting"), `W ${Math.round(display.window)}  L ${Math.round(display.level)}  ${display.zoom.toFixed(1)}×`);
     canvas.style.touchAction = display.zoom > 1 ? "none" : "pan-y";
     if (!preview.hidden) {
-      const raw = view.postprocessed ? ", the voxels that reach it, without the 3-D post-processing" : "";
+      const raw = view.postprocessed ? ": all voxels that reach it, without the 3-D post-processing of a run" : "";
       setText(
         preview.querySelector("p"),
         `Trying threshold ${tried().toFixed(2)}${raw}. Measurements and files are still those of ${view.threshold.toFixed(2)}.`,

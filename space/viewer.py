@@ -26,7 +26,8 @@ MARKUP = """
 <canvas class="profile" aria-hidden="true" title="Lesion by slice: click to go there"></canvas>
 <input class="position" type="range" min="1" max="1" step="1" aria-label="Slice">
 </div>
-<div class="tools" hidden>
+<div class="controls" hidden>
+<div class="tools">
 <span class="overlays" role="group" aria-label="Overlay">
 <button type="button" data-toggle="overlay" title="Everything drawn over FLAIR, on or off (O)">Overlay</button>
 <button type="button" data-toggle="outline" title="Outline on or off (L)">Outline</button>
@@ -42,18 +43,19 @@ MARKUP = """
 <button type="button" data-do="fullscreen" aria-label="Full screen" title="Full screen"><svg viewBox="0 0 16 16"
 aria-hidden="true"><path d="M2 6V2h4M10 2h4v4M14 10v4h-4M6 14H2v-4"/></svg></button>
 </div>
-<div class="settings" hidden>
+<div class="settings">
 <label class="overlays">Opacity <input type="range" min="0" max="100" data-set="opacity"></label>
 <label>Window <input type="range" min="2" max="255" data-set="window" title="Narrow: more contrast"></label>
 <label>Level <input type="range" min="0" max="255" data-set="level" title="Low: brighter"></label>
 </div>
-<details class="keys" hidden><summary>Mouse, touch and keys</summary><ul>
+<details class="keys"><summary>Mouse, touch and keys</summary><ul>
 <li>Drag: window (sideways) and level (up and down). With Shift, or two fingers: move the picture.</li>
 <li>Wheel or swipe sideways: slices of a volume. Ctrl and wheel, or two fingers: zoom.</li>
 <li>Click a point, or move the cross with the arrow keys on a single slice: its probability.</li>
 <li>In the picture: arrow keys, Page Up and Down, Home, End for slices; + − zoom, Shift and arrows move; O overlay,
 L outline, F fill, M largest slice, R reset.</li>
 </ul></details>
+</div>
 <p class="status" role="status"></p>
 <div class="preview" hidden><p></p><button type="button" data-do="submit"></button></div>
 </div>

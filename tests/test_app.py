@@ -1,6 +1,5 @@
 """The app's handlers as plain functions, without a server."""
 
-import gzip
 import hashlib
 import io
 import json
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from app_files import make_slice, save_png16, save_tiff16
 from PIL import Image
+from viewer_pictures import unpack
 
 import app
 from hub_dataset.phantom import phantom_volume
@@ -33,12 +33,6 @@ pytest_plugins = ["app_fixtures"]
 
 ROOT = Path(app.__file__).parent
 THRESHOLD = 0.5
-
-
-def unpack(view: dict) -> list[np.ndarray]:
-    """The bytes of a viewer's file: FLAIR, then the outline if there is one, each of the view's shape."""
-    content = gzip.decompress(Path(view["file"]["path"]).read_bytes())
-    return list(np.frombuffer(content, dtype=np.uint8).reshape(-1, *view["shape"]))
 
 
 def test_preview_shows_flair_with_room_above_its_window(upload):

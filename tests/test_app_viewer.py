@@ -1,11 +1,8 @@
 """The viewer in a real Chromium: what it draws, says and lets people do, without asking the server."""
 
-import gzip
-from pathlib import Path
-
 import numpy as np
 from app_files import make_slice
-from viewer_pictures import drawn, has_color, is_grey, says
+from viewer_pictures import drawn, has_color, is_grey, says, unpack
 
 from modeling.inference import load_model, segment_slice
 from modeling.visualization import PREDICTION_COLOR
@@ -21,18 +18,13 @@ def test_the_file_holds_every_voxel_once(tmp_path):
     probabilities[0, 0, :2] = 0, 1
     mask, reference = generator.random((2, 3, 5, 4)) > 0.5
 
-    def read(view):
-        assert view["shape"] == (3, 5, 4)
-        content = gzip.decompress(Path(view["file"]["path"]).read_bytes())
-        return np.frombuffer(content, dtype=np.uint8).reshape(-1, 3, 5, 4)
-
-    (alone,) = read(write_view(tmp_path, grey))
+    (alone,) = unpack(write_view(tmp_path, grey))
     np.testing.assert_array_equal(alone, grey)
-    _, lesion = read(write_view(tmp_path, grey, probabilities=probabilities, mask=mask, threshold=0.5))
+    _, lesion = unpack(write_view(tmp_path, grey, probabilities=probabilities, mask=mask, threshold=0.5))
     np.testing.assert_array_equal(lesion >= 128, mask)
     for step in range(101):
         np.testing.assert_array_equal(lesion % 128 >= step, probabilities >= np.float32(step / 100))
-    _, compared = read(write_view(tmp_path, grey, mask=mask, reference=reference))
+    _, compared = unpack(write_view(tmp_path, grey, mask=mask, reference=reference))
     np.testing.assert_array_equal(compared, mask + 2 * reference)
 
 

@@ -15,9 +15,8 @@ from volume_samples import SPACING, as_nifti, head, save_nifti, save_slices
 from modeling import metrics
 from modeling.inference import load_model, segment_volume
 from modeling.visualization import PREDICTION_COLOR, REFERENCE_COLOR
-from space.comparison import compare_either, compare_models, compare_with_mask
+from space.comparison import AGREEMENT_COLOR, compare_either, compare_models, compare_with_mask, draw_agreement
 from space.handlers import no_progress
-from space.slice_view import AGREEMENT_COLOR, draw_agreement
 from space.uploads import InputError
 
 pytest_plugins = ["app_fixtures"]

@@ -1,12 +1,20 @@
 """What the page's viewers show and say, for the tests in a real Chromium."""
 
 import base64
+import gzip
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 NEXT_FRAME = "new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))"
+
+
+def unpack(view: dict) -> list[np.ndarray]:
+    """The bytes of a viewer's file: FLAIR, then the outline if there is one, each of the view's shape."""
+    content = gzip.decompress(Path(view["file"]["path"]).read_bytes())
+    return list(np.frombuffer(content, dtype=np.uint8).reshape(-1, *view["shape"]))
 
 
 def drawn(page, viewer: str) -> np.ndarray:
