@@ -16,6 +16,7 @@ from modeling import metrics
 from modeling.inference import load_model
 from modeling.inference import segment_volume as run_model
 from modeling.visualization import PREDICTION_COLOR, REFERENCE_COLOR
+from space.comparison import AGREEMENT_COLOR
 
 pytest_plugins = ["app_fixtures", "browser_fixtures"]
 
@@ -201,6 +202,8 @@ def test_two_outlines_are_compared(open_page, models, tmp_path):
     picture = drawn(page, "#compare-view")
     assert has_color(picture, PREDICTION_COLOR)
     assert has_color(picture, REFERENCE_COLOR)
+    page.locator("#compare-view").get_by_label("Opacity").fill("100")
+    assert has_color(drawn(page, "#compare-view"), AGREEMENT_COLOR)
     facts = page.inner_text("#compare-facts")
     assert f"{metrics.dice(metrics.confusion_counts(a, b)):.3f}" in facts
     assert f"{metrics.hausdorff95(a, b, SPACING):.1f} mm" in facts

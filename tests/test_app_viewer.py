@@ -3,8 +3,9 @@
 import numpy as np
 from app_files import make_slice
 from viewer_pictures import drawn, has_color, is_grey, says, unpack
+from volume_samples import SPACING, head, save_nifti
 
-from modeling.inference import load_model, segment_slice
+from modeling.inference import load_model, segment_slice, segment_volume
 from modeling.visualization import PREDICTION_COLOR
 from space.viewer import write_view
 
@@ -143,3 +144,102 @@ def test_a_slice_is_windowed_zoomed_and_thresholded_in_the_browser(open_page, sl
     page.get_by_text("at threshold 0.45").wait_for()
     assert f"{area:,} px" in page.inner_text("#measurements")
     note.wait_for(state="hidden")
+
+
+def test_a_volume_is_scrolled_and_thresholded_in_the_browser(open_page, models, tmp_path):
+    flair = head().slices[..., 1]
+    page = open_page()
+    page.get_by_role("tab", name="Volume").click()
+    page.set_input_files("#volume input[type=file]", save_nifti(tmp_path / "case.nii.gz", flair))
+    says(page, "FLAIR slice 7 of 12, not outlined yet")
+    page.click("#volume-run")
+    page.locator("#volume-measurements").get_by_text("voxels").wait_for()
+    run = segment_volume(*load_model(models["tiny-a"]), flair)
+    raw = run.probabilities >= 0.45
+    areas, raw_areas = run.mask.sum(axis=(1, 2)), raw.sum(axis=(1, 2))
+    largest = int(areas.argmax())
+    says(page, f"FLAIR slice {largest + 1} of 12, lesion {areas[largest]:,} pixels")
+    asked = watch_requests(page)
+
+    def at(number):
+        says(page, f"FLAIR slice {number} of 12, lesion {areas[number - 1]:,} pixels")
+
+    picture = page.locator("#volume-view canvas.picture")
+    picture.hover()
+    for keys, number in (
+        (("Home",), 1),
+        (("ArrowRight", "ArrowDown"), 3),
+        (("PageDown", "ArrowUp"), 7),
+        (("End", "ArrowRight"), 12),
+        (("ArrowLeft",), 11),
+    ):
+        press(page, "#volume-view", *keys)
+        at(number)
+    page.mouse.wheel(0, -100)
+    at(10)
+    page.mouse.wheel(0, 100)
+    at(11)
+    slider = page.locator("#volume-view").get_by_role("slider", name="Slice")
+    slider.press("Home")
+    at(1)
+    assert slider.get_attribute("aria-valuetext") == f"FLAIR slice 1 of 12, lesion {areas[0]:,} pixels"
+    bars = page.locator("#volume-view canvas.profile").bounding_box()
+    page.mouse.click(bars["x"] + bars["width"] * 8.5 / 12, bars["y"] + 5)
+    at(9)
+    page.locator("#volume-view").get_by_role("button", name="Largest slice").click()
+    at(largest + 1)
+    status, note = page.locator("#volume-view .status"), page.locator("#volume-view .preview")
+    volume, pixel = np.prod(SPACING) / 1000, SPACING[1] * SPACING[2]
+    assert status.inner_text().split(" · ") == [
+        f"FLAIR slice {largest + 1} of 12, lesion {areas[largest]:,} pixels ({areas[largest] * pixel:,.0f} mm²)",
+        f"{areas.sum() * volume:,.1f} ml in all",
+        "threshold 0.50",
+        "after 3-D post-processing",
+    ]
+    assert note.is_hidden()
+
+    page.locator("#volume-threshold input[type=range]").fill("0.45")
+    says(page, f"FLAIR slice {largest + 1} of 12, lesion {raw_areas[largest]:,} pixels")
+    assert f"{raw.sum() * volume:,.1f} ml in all · threshold 0.45" in status.inner_text()
+    assert "without the 3-D post-processing" in note.inner_text()
+    assert "after" not in status.inner_text()
+    assert page.locator("#volume-measurements").get_by_text("at threshold 0.50").is_visible()
+    assert asked == []
+
+
+def test_fingers_zoom_move_and_turn_slices(open_page, tmp_path):
+    page = open_page(width=390, height=844, has_touch=True)
+    page.get_by_role("tab", name="Volume").click()
+    page.set_input_files("#volume input[type=file]", save_nifti(tmp_path / "case.nii.gz", head().slices[..., 1]))
+    says(page, "FLAIR slice 7 of 12, not outlined yet")
+    picture = page.locator("#volume-view canvas.picture")
+    picture.scroll_into_view_if_needed()
+    box = picture.bounding_box()
+    touch = page.context.new_cdp_session(page)
+
+    def move(*fingers):
+        """Fingers go from a point to another, each of two fractions of the picture's side."""
+        for kind, part in (
+            ("touchStart", 0),
+            ("touchMove", 0.2),
+            ("touchMove", 0.6),
+            ("touchMove", 1),
+            ("touchEnd", 1),
+        ):
+            places = [np.multiply(start, 1 - part) + np.multiply(end, part) for start, end in fingers]
+            points = [{"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]} for x, y in places]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [] if kind == "touchEnd" else points})
+        return drawn(page, "#volume-view")
+
+    move(((0.7, 0.5), (0.5, 0.5)))
+    page.get_by_role("img", name="FLAIR slice 7 of 12").wait_for(state="detached")
+    turned = int(page.locator("#volume-view .position").input_value())
+    assert turned < 7, "a swipe to the left, as if the slices lay side by side"
+    larger = move(((0.45, 0.5), (0.25, 0.5)), ((0.55, 0.5), (0.75, 0.5)))
+    assert float(page.inner_text("#volume-view .setting").split()[-1].rstrip("×")) > 2
+    moved = move(((0.5, 0.5), (0.6, 0.6)))
+    assert (moved != larger).any()
+    assert int(page.locator("#volume-view .position").input_value()) == turned, "one finger moves what is enlarged"
+    page.locator("#volume-view").get_by_role("button", name="Reset").click()
+    assert "1.0×" in page.inner_text("#volume-view .setting")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
