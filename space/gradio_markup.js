@@ -11,6 +11,13 @@ function giveRoles() {
     outer.setAttribute("title", "Upload more files");
     outer.tabIndex = -1;
   }
+  // A download is a link around a button: one of them is enough for the keyboard.
+  for (const button of document.querySelectorAll("a[download] > button")) button.tabIndex = -1;
+  // The head of a message folds it, and holds the button that closes it, which is all that a keyboard needs.
+  for (const head of document.querySelectorAll(".toast-header[role=button]")) {
+    head.removeAttribute("role");
+    head.removeAttribute("tabindex");
+  }
 }
 
 giveRoles();
