@@ -30,6 +30,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from evaluate import EvaluationResult, evaluate_split, plot_result
 from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_splits, relative_head_sizes
+from hub_dataset.streaming import StreamedBatchSampler, StreamedSlices, StreamedSplit, StreamError, stream_splits
 from modeling import PRESETS, BrainMRIImageProcessor, build_model
 from modeling.card import write_card
 from modeling.hub import HubError
@@ -47,35 +48,44 @@ from training.run_folder import Progress, RunFolder
 from training.trackers import start_tracker
 
 
-def prepare_data(args: argparse.Namespace) -> tuple[DatasetDict, LesionBatchSampler]:
+def prepare_data(args: argparse.Namespace) -> tuple[DatasetDict | dict[str, StreamedSplit], LesionBatchSampler]:
     """The dataset's splits, and the sampler of training batches.
 
     Raises:
         OSError, ValueError: no such dataset, a split, column or mask missing, too few patients for the folds, or too
             few slices for a batch.
     """
-    splits = load_splits(args.dataset)
+    splits = stream_splits(args.dataset) if args.streaming else load_splits(args.dataset)
     for name in ("train", "validation"):
         if name not in splits:
             raise ValueError(f"{args.dataset} has no split {name!r}, only {', '.join(splits)}; training needs both.")
-        if missing := splits[name].data.column("mask").null_count:
+        split = splits[name]
+        if missing := (split.missing_masks if args.streaming else split.data.column("mask").null_count):
             raise ValueError(f"{missing} slices in the split {name!r} of {args.dataset} have no mask to learn from.")
     if args.folds is not None:
         splits = split_by_fold(splits, args.folds, args.fold)
-    sampler = LesionBatchSampler(
-        has_lesion=np.asarray(splits["train"]["has_lesion"]),
-        head_sizes=relative_head_sizes(splits["train"]),
-        batch_size=args.batch_size,
-        image_size=args.image_size[0][1],
-        size_divisor=PRESETS[args.model].size_divisor,
-        empty_ratio=args.empty_ratio,
-        seed=args.seed,
-    )
-    return splits, sampler
+    slices = splits["train"]
+    settings = {
+        "batch_size": args.batch_size,
+        "image_size": args.image_size[0][1],
+        "size_divisor": PRESETS[args.model].size_divisor,
+        "empty_ratio": args.empty_ratio,
+        "seed": args.seed,
+    }
+    if args.streaming:
+        return splits, StreamedBatchSampler(slices, args.streaming, **settings)
+    return splits, LesionBatchSampler(np.asarray(slices["has_lesion"]), relative_head_sizes(slices), **settings)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv, __doc__)
+    try:
+        train(args)
+    except StreamError as error:
+        sys.exit(f"train.py: error: {error}. With --resume, the same command goes on from the newest state.")
+
+
+def train(args: argparse.Namespace) -> None:
     run = RunFolder(args.output_dir)
     states = run.states
     if states and not (args.resume or args.dry_run):
@@ -127,8 +137,9 @@ def main(argv: list[str] | None = None) -> None:
     if report:
         accelerator.print(report)
     processor = BrainMRIImageProcessor(size_divisor=model.config.size_divisor)
+    recipe = (processor, args.augmentation, args.channels)
     loader = DataLoader(
-        TrainingSlices(splits["train"], processor, args.augmentation, args.channels),
+        StreamedSlices(*recipe) if args.streaming else TrainingSlices(splits["train"], *recipe),
         batch_sampler=sampler,
         num_workers=args.num_workers,
         prefetch_factor=4 if args.num_workers else None,
@@ -214,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
         for batch in bar:
             loss = train_step(batch)
             if not math.isfinite(loss):
-                stop_at_loss(loss, accelerator, run, splits["train"].select(whole_batch(batch["index"]).tolist()))
+                stop_at_loss(loss, accelerator, run, splits["train"], whole_batch(batch["index"]).tolist())
             progress.batch += 1
             progress.loss_sum += loss
             accelerator.log({"loss": loss, "learning_rate": max(scheduler.get_last_lr())}, step=batches_done())
@@ -291,9 +302,11 @@ def validation_scores(result: EvaluationResult) -> dict:
     }
 
 
-def stop_at_loss(loss: float, accelerator: Accelerator, run: RunFolder, slices: Dataset) -> None:
+def stop_at_loss(
+    loss: float, accelerator: Accelerator, run: RunFolder, split: Dataset | StreamedSplit, rows: list[int]
+) -> None:
     """End the run, naming the slices of the batch."""
-    names = [f"{patient}:{i}" for patient, i in zip(slices["patient_id"], slices["slice_index"], strict=True)]
+    names = [f"{split['patient_id'][row]}:{split['slice_index'][row]}" for row in rows]
     if accelerator.is_main_process:
         run.write_json("not_finite.json", {"loss": str(loss), "patient_id:slice_index": names})
     accelerator.wait_for_everyone()

@@ -134,6 +134,13 @@ class LocalHub:
         """The next `times` requests whose "METHOD /path" matches are answered with `status`."""
         self.faults.append([re.compile(pattern), status, times])
 
+    def put(self, kind: str, repo_id: str, folder: Path, private: bool = False) -> Repository:
+        """Make a repository of a folder's files, as if they had been pushed."""
+        repo = self.repositories[kind, repo_id] = Repository(repo_id, kind, private)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        repo.commit("main", {path.relative_to(folder).as_posix(): self.store(path.read_bytes()) for path in files})
+        return repo
+
     def names(self, kind: str, repo_id: str, revision: str = "main") -> list[str]:
         """The files of a repository, but for the .gitattributes that the Hub itself adds."""
         return sorted(set(self.repositories[kind, repo_id].files(revision)) - {".gitattributes"})
@@ -248,6 +255,12 @@ class Handler(BaseHTTPRequestHandler):
 
 
 # Account and repositories
+
+
+@route("GET", r"/api/agent-harnesses")
+def agent_harnesses(request: Handler) -> None:
+    """What the `hf` command asks for at its start."""
+    request.answer(200, {"standardEnvVars": [], "harnesses": {}})
 
 
 @route("GET", r"/api/whoami-v2")

@@ -72,3 +72,14 @@ def test_an_interrupted_push_is_repeated_and_an_unchanged_one_uploads_nothing(hu
     pushed = hub.repositories["datasets", "alice/lgg"].refs["main"]
     assert push().returncode == 0
     assert hub.repositories["datasets", "alice/lgg"].refs["main"] == pushed
+    assert not any(request.startswith("PUT") for request in hub.requests)
+
+
+def test_a_name_that_is_taken_is_left_alone(hub, push, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "train.csv").write_text("somebody's")
+    hub.put("datasets", "alice/lgg", tmp_path / "other")
+    done = push()
+    assert done.returncode == 1
+    assert "alice/lgg is taken: it holds train.csv" in done.stderr
+    assert hub.names("datasets", "alice/lgg") == ["train.csv"]

@@ -1,6 +1,7 @@
 """Models on the Hub: what is pushed, that anyone can load it, and what failures leave behind."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from modeling import BrainMRIImageProcessor
 from modeling.export import export_checkpoint
 from modeling.hub import HubError, explain, upload_folder
-from modeling.publish import load_complete, main, publish_model
+from modeling.publish import load_complete, main, publish_model, stage_model
 
 SHARED = {"README.md", "config.json", "preprocessor_config.json", "image_processing_brain_mri.py"}
 CODE = {
@@ -115,6 +116,36 @@ def test_half_precision_and_shards_load_and_a_revision_pins(tmp_path, hub, publi
     np.testing.assert_array_equal(load_alone("alice/model", "v1")[0], logits_of(sharded))
 
 
+def test_a_half_written_cache_is_completed(checkpoint, tmp_path, hub, load_alone):
+    """What a process leaves that is killed while it downloads."""
+    (tmp_path / "staged").mkdir()
+    stage_model(checkpoint, tmp_path / "staged", "alice/model")
+    repo = hub.put("models", "alice/model", tmp_path / "staged")
+    cache = tmp_path / "home" / "hub" / "models--alice--model"
+    snapshot, config, weights = (
+        cache / "snapshots" / repo.refs["main"],
+        repo.files()["config.json"],
+        repo.files()["model.safetensors"],
+    )
+    for folder in (snapshot, cache / "blobs", cache / "refs"):
+        folder.mkdir(parents=True)
+    (cache / "refs" / "main").write_text(repo.refs["main"])
+    (cache / "blobs" / config.oid).write_bytes(config.path.read_bytes())
+    (snapshot / "config.json").symlink_to(Path("..", "..", "blobs", config.oid))
+    (cache / "blobs" / f"{weights.oid}.incomplete").write_bytes(weights.path.read_bytes()[: weights.size // 2])
+    np.testing.assert_array_equal(load_alone("alice/model")[0], logits_of(checkpoint))
+
+
+def test_a_name_that_is_taken_is_left_alone(checkpoint, tmp_path, hub, publish):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "weights.bin").write_text("somebody's")
+    hub.put("models", "alice/model", tmp_path / "other")
+    done = publish(checkpoint, "alice/model")
+    assert done.returncode == 1
+    assert "alice/model is taken: it holds weights.bin" in done.stderr
+    assert hub.names("models", "alice/model") == ["weights.bin"]
+
+
 def test_the_card_names_the_repository_and_a_private_one_stays_private(checkpoint, hub, publish, run_client):
     assert publish(checkpoint, "alice/model", "--private").returncode == 0
     card = ModelCard(hub.read("models", "alice/model", "README.md").decode())
@@ -145,6 +176,7 @@ def test_a_fault_midway_leaves_nothing_half_and_the_command_goes_on(checkpoint, 
     published = hub.repositories["models", "alice/model"].refs["main"]
     assert publish(checkpoint, "alice/model").returncode == 0
     assert hub.repositories["models", "alice/model"].refs["main"] == published  # nothing has changed: no commit
+    assert not any(request.startswith("PUT") for request in hub.requests)
 
 
 @pytest.mark.parametrize(

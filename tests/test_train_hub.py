@@ -7,10 +7,9 @@ from huggingface_hub import ModelCard
 
 from training.arguments import parse_args
 
-PUSH = """
-import sys
-from hub_dataset.build import push_to_hub
-push_to_hub(sys.argv[1], "alice/lgg")
+LOAD = """
+from hub_dataset.loading import load_splits
+print({name: len(split) for name, split in load_splits("alice/lgg").items()})
 """
 TINY_RUN = ("--model", "unet-5level", "--image_size", "32", "--batch_size", "4", "--epochs", "1", "--num_workers", "0")
 
@@ -18,7 +17,7 @@ TINY_RUN = ("--model", "unet-5level", "--image_size", "32", "--batch_size", "4",
 def test_trains_from_the_hub_publishes_there_and_goes_on_without_a_network(
     hub, run_client, phantom_dataset_dir, tmp_path
 ):
-    assert run_client("-c", PUSH, phantom_dataset_dir).returncode == 0
+    hub.put("datasets", "alice/lgg", phantom_dataset_dir)
     train = ("train.py", *TINY_RUN, "--dataset", "alice/lgg")
     publish = ("--push_to_hub", "--hub_model_id", "alice/model", "--hub_private_repo")
     hub.fail_next("POST /api/models/.*/commit/", 403)
@@ -46,6 +45,8 @@ def test_trains_from_the_hub_publishes_there_and_goes_on_without_a_network(
     assert done.returncode == 0, done.stderr
     assert "cache" in done.stderr
     assert json.loads(output.read_text())["num_patients"] == 2
+    done = run_client("-c", LOAD, HF_HUB_OFFLINE="1")
+    assert "{'train': 40, 'validation': 20, 'test': 20}" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,12 @@ def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
         check_tracker(args.report_to)
     except ValueError as error:
         parser.error(f"--report_to: {error}")
+    if args.streaming is not None and args.streaming < 1:
+        parser.error(f"--streaming {args.streaming}: at least 1 slice.")
+    if args.streaming and args.folds is not None:
+        parser.error("--folds deals out patients of a dataset that is there as a whole; leave out --streaming.")
+    if args.streaming and args.dry_run:
+        parser.error("--dry_run measures all slices first; leave out --streaming, which takes the same steps.")
     if args.dry_run and args.resume:
         parser.error("--dry_run tells what a whole run would cost; leave out --resume.")
     if (args.folds is None) != (args.fold is None):
@@ -58,6 +64,15 @@ def add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", required=True, choices=list(PRESETS), help="preset")
     group.add_argument("--init_from", metavar="SOURCE", help="starting weights: " + SOURCES.replace("%", "%%"))
     group.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
+    group.add_argument(
+        "--streaming",
+        nargs="?",
+        const=1024,
+        type=int,
+        metavar="SLICES",
+        help="read the dataset as it comes, anew in each epoch, instead of downloading it; shuffle among this many "
+        "slices (%(const)s), of 60 KB or so, which are held in memory",
+    )
     group.add_argument("--output_dir", required=True, type=Path, help="the run's folder")
     group.add_argument("--resume", action="store_true", help="go on from the newest complete state in --output_dir")
     group.add_argument(
