@@ -14,7 +14,8 @@ from .components import PRIVATE
 HEADROOM = 1.5  # of the grey values above the window that is set at first, so that bright lesions can be windowed
 STEPS = 100  # probabilities are rounded down to this part of 1, so that the slider's thresholds tell them apart exactly
 IN_MASK = 128  # what the file adds to the probability of a voxel that the mask holds
-SCRIPT = (Path(__file__).parent / "viewer.js").read_text(encoding="utf-8")
+SCRIPTS = ("viewer.js", "viewer_drawing.js", "viewer_input.js")
+SCRIPT = "\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in SCRIPTS)
 MARKUP = """
 <div class="viewer" role="group" aria-label="Viewer">
 <div class="stage">
