@@ -3,6 +3,7 @@
     python -m hub_dataset.build --source KAGGLE_3M_DIR --output data/lgg
     accelerate launch train.py --model unet-5level --dataset data/lgg --output_dir runs/unet-5level
     accelerate launch train.py --model unet-5level --dataset data/lgg --output_dir runs/unet-5level --resume
+    accelerate launch train.py --model unet-5level --dataset USER/NAME --streaming --output_dir runs/unet-5level
     accelerate launch train.py --model unet-5level --dataset data/lgg --output_dir runs/unet-5level --dry_run
 
 RUN (`--output_dir`) holds args.json, split.json (the patients of each split), log.jsonl (one line per epoch),

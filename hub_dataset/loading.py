@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, config, load_dataset
 from torch.utils.data import Sampler
 from transformers import BaseImageProcessor
 
@@ -28,9 +28,12 @@ def load_splits(name_or_dir: str) -> DatasetDict:
     location = find_dataset(name_or_dir)
     try:
         splits = load_dataset(location)
-    except ValueError as error:
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"The dataset {name_or_dir} cannot be loaded (every split needs at least one slice): {error}"
+            f"The dataset {name_or_dir} cannot be loaded (every split needs at least one slice; a copy in the cache "
+            f"{config.HF_DATASETS_CACHE} that was cut off must be removed): {error}"
         ) from error
     for name, split in splits.items():
         check_columns(split.column_names, f"The split {name!r} of {name_or_dir}")

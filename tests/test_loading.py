@@ -1,5 +1,8 @@
 """Training samples: which slices, in which batches, cropped and augmented how."""
 
+import shutil
+
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -242,6 +245,17 @@ class TestDataset:
             assert batch["index"].tolist() == [key.index for key in keys]
             seen += int(batch["labels"].any(dim=(1, 2)).sum())
         assert seen > 0
+
+    def test_a_copy_in_the_cache_that_was_cut_off_is_named(self, phantom_dataset_dir, tmp_path, monkeypatch):
+        cache = tmp_path / "cache"
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        load_splits(str(phantom_dataset_dir))
+        copy = next(cache.rglob("*-train.arrow"))
+        copy.write_bytes(copy.read_bytes()[:-1000])
+        with pytest.raises(ValueError, match=f"{cache} that was cut off must be removed"):
+            load_splits(str(phantom_dataset_dir))
+        shutil.rmtree(cache)
+        assert len(load_splits(str(phantom_dataset_dir))["train"]) == 40
 
     def test_missing_folder_and_missing_columns(self, phantom_dataset_dir, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"hub_dataset\.build"):
