@@ -16,6 +16,7 @@ from .components import (
 )
 from .handlers import default_model, shown_to_people
 from .viewer import try_threshold, viewer
+from .volume_3d import volume_3d
 from .volume_handlers import open_volume, segment_volume
 
 FORMATS = """
@@ -49,6 +50,7 @@ def volume_tab(models: dict[str, str]) -> None:
             gr.DownloadButton(value=result.masks.get("tiff"), visible="tiff" in result.masks),
             gr.DownloadButton(value=result.masks.get("dicom_seg"), visible="dicom_seg" in result.masks),
             gr.DownloadButton(value=result.zip_path, interactive=True),
+            result.view,
         )
 
     @shown_to_people
@@ -91,8 +93,9 @@ def volume_tab(models: dict[str, str]) -> None:
                 tiff = gr.DownloadButton("Mask (TIFF)", visible=False, size="md", elem_id="volume-tiff")
                 dicom = gr.DownloadButton("Mask (DICOM SEG)", visible=False, size="md", elem_id="volume-dicom-seg")
                 everything = gr.DownloadButton("Everything (ZIP)", interactive=False, size="md", elem_id="volume-zip")
+            scene = volume_3d("volume-3d")
 
-    results = [view, facts, mask, tiff, dicom, everything]
+    results = [view, facts, mask, tiff, dicom, everything, scene]
     files.change(nothing, None, results, queue=False, show_progress="hidden", **PRIVATE).then(
         show_preview, files, results, show_progress_on=view, concurrency_limit=2, **PRIVATE
     )
@@ -126,7 +129,7 @@ def volume_tab(models: dict[str, str]) -> None:
 def nothing() -> tuple:
     """The values of the page's parts where there is no volume: see `results` in `volume_tab`."""
     no_format = gr.DownloadButton(value=None, visible=False)
-    return None, NOTHING_YET, no_file(), no_format, no_format, no_file()
+    return None, NOTHING_YET, no_file(), no_format, no_format, no_file(), None
 
 
 def describe_volume(measurements: dict | None, description: str, warnings: list[str]) -> str:

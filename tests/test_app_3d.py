@@ -1,0 +1,166 @@
+"""In a real Chromium: the lesion in the head in 3-D, and a DICOM series' mask taken away as DICOM SEG."""
+
+import gradio as gr
+import nibabel as nib
+import numpy as np
+import pytest
+from app_files import free_port
+from conftest import ROOT
+from viewer_pictures import drawn
+from volume_samples import SPACING, head, read_dicom_seg, save_dicom, save_zip
+
+from space.results import new_folder
+from space.viewer import write_view
+from space.volume_3d import volume_3d
+
+pytest_plugins = ["app_fixtures", "browser_fixtures"]
+
+MM = np.array([4.0, 1.0, 1.5])  # along slices, rows and columns
+LESION = np.zeros((20, 40, 30), dtype=bool)
+LESION[11:17, 5:14, 17:25] = True  # off the middle along every axis
+WITHOUT_WEBGL = """
+const original = HTMLCanvasElement.prototype.getContext;
+HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
+  return kind === "webgl2" ? null : original.call(this, kind, ...rest);
+};
+"""
+
+
+@pytest.fixture
+def scene(browser, upload_folder):
+    """Open a page with nothing but the 3-D view of a ball with `LESION` in it."""
+    places = np.stack(np.meshgrid(*[np.linspace(-1, 1, length) for length in LESION.shape], indexing="ij"))
+    grey = np.where(np.linalg.norm(places, axis=0) < 0.95, np.uint8(100), np.uint8(0))
+    value = write_view(
+        new_folder(), grey, tuple(MM), probabilities=LESION.astype(np.float32), mask=LESION, threshold=0.5
+    )
+    with gr.Blocks(analytics_enabled=False) as demo:
+        demo.load(lambda: value, None, volume_3d("volume-3d"))
+    _, address, _ = demo.launch(
+        server_port=free_port(), prevent_thread_lock=True, quiet=True, css_paths=[ROOT / "space" / "volume_3d.css"]
+    )
+    contexts = []
+
+    def visit(script="", **options):
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        page.add_init_script(script)
+        page.goto(address)
+        page.get_by_role("button", name="Show in 3-D").click()
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    demo.close()
+
+
+def projected(up: int, across: int, shape: tuple[int, int]) -> np.ndarray:
+    """Where the view's picture (H, W) shows the lesion, seen along its third axis: bool, with its rows downwards."""
+    half = 0.85 * np.linalg.norm(LESION.shape * MM) / 2  # mm of half the picture
+
+    def inside(pixels, axis):
+        voxels = (((np.arange(pixels) + 0.5) / pixels * 2 - 1) * half / MM[axis]) + LESION.shape[axis] / 2
+        first, *_, last = np.flatnonzero(LESION.any(axis=tuple({0, 1, 2} - {axis})))
+        return (voxels >= first) & (voxels < last + 1)
+
+    return inside(shape[0], up)[::-1, None] & inside(shape[1], across)
+
+
+def test_the_lesion_is_seen_where_it_lies_and_the_head_turned_and_cut(scene):
+    page = scene()
+    view, canvas = page.locator("#volume-3d"), page.locator("#volume-3d canvas")
+    volume = LESION.sum() * MM.prod() / 1000
+    page.get_by_role("img", name="The head in 3-D with the lesion in orange, turned by 25° from the front").wait_for()
+    assert f"The lesion: {volume:.1f} ml, 12×9×24 mm across, back and up, in slices 12 to 17 of 20" in (
+        view.locator(".status").inner_text()
+    )
+
+    head_slider, cut_slider = (page.get_by_role("slider", name=name) for name in ("Head", "Cut"))
+    head_slider.fill("0")
+    for name, axes in {"Front": (0, 2), "Side": (0, 1), "Top": (1, 2)}.items():  # upwards, and to the right
+        view.get_by_role("button", name=name).click()
+        page.get_by_role("img", name=f"seen from the {name.lower()}").wait_for()
+        page.wait_for_timeout(500)  # after which it is drawn finely
+        seen = drawn(page, "#volume-3d").any(axis=-1)
+        expected = projected(*axes, seen.shape)
+        expected = expected[:, ::-1] if name == "Side" else expected  # there, the head looks to the right
+        assert (seen & expected).sum() > 0.8 * (seen | expected).sum(), name
+
+    # The head in front of the lesion lets it through; a cut takes it away. Only the lesion has no blue.
+    view.get_by_role("button", name="Front").click()
+    assert not drawn(page, "#volume-3d")[..., 2].any()
+    head_slider.fill("100")
+    solid = drawn(page, "#volume-3d")
+    assert (solid[..., 2] > 20).mean() > 0.2
+    assert (solid[..., 0] > solid[..., 2] + 40).any(), "the lesion is still seen"
+    cut_slider.fill("50")
+    assert 0 < (drawn(page, "#volume-3d")[..., 2] > 20).mean() < 1
+    cut_slider.fill("100")
+    assert not drawn(page, "#volume-3d")[..., 2].any()
+
+    canvas.press("ArrowLeft")
+    canvas.press("ArrowUp")
+    page.get_by_role("img", name="turned by -10° from the front, 10° from below").wait_for()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 140, box["y"] + 80, steps=2)
+    page.mouse.up()
+    page.get_by_role("img", name="turned by 10° from the front, 20° from below").wait_for()
+    small = drawn(page, "#volume-3d").any(axis=-1).mean()
+    canvas.press("+")
+    assert drawn(page, "#volume-3d").any(axis=-1).mean() > 1.2 * small
+    canvas.press("r")
+    page.get_by_role("img", name="turned by 25° from the front, 15° from above").wait_for()
+
+    page.get_by_role("button", name="Close the 3-D view").click()
+    assert canvas.is_hidden()
+    page.get_by_role("button", name="Show in 3-D").click()
+    page.get_by_role("img", name="turned by 25°").wait_for()
+    assert (drawn(page, "#volume-3d")[..., 2] > 20).any(), "drawn anew"
+
+
+def test_without_webgl_the_3d_view_says_so(scene):
+    page = scene(WITHOUT_WEBGL)
+    page.get_by_text("needs WebGL 2, which this browser does not have").wait_for()
+    assert page.locator("#volume-3d .tools").is_hidden()
+
+
+def test_a_dicom_series_is_outlined_taken_away_and_seen_in_3d(open_page, tmp_path):
+    sources = save_dicom(tmp_path, head().slices[..., 1])
+    path = save_zip(tmp_path / "study.zip", {file.name: file for file in sources})
+    page = open_page(theme="dark", width=390, height=800)
+    page.get_by_role("tab", name="Volume").click()
+    page.set_input_files("#volume input[type=file]", path)
+    page.get_by_text("12 axial slices of 64×48 pixels").wait_for()
+    assert page.locator("#volume-dicom-seg").is_hidden()
+    opener = page.get_by_role("button", name="3-D")
+    assert opener.is_hidden(), "there is no lesion yet"
+    page.click("#volume-run")
+    page.get_by_text("Diameters on the largest slice").wait_for()
+
+    def download(button):
+        with page.expect_download() as started:
+            page.locator(button).click()
+        started.value.save_as(tmp_path / started.value.suggested_filename)
+        return tmp_path / started.value.suggested_filename
+
+    seg = read_dicom_seg(download("#volume-dicom-seg"), sources)
+    assert seg.any()
+    nifti = nib.load(download("#volume-mask"))
+    np.testing.assert_array_equal(seg, np.asarray(nifti.dataobj).transpose(2, 1, 0))
+
+    canvas = page.locator("#volume-3d canvas")
+    assert canvas.is_hidden()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "heartbeat" not in request.url else None)
+    opener.click()
+    page.get_by_role("img", name=f"The lesion: {seg.sum() * np.prod(SPACING) / 1000:.1f} ml").wait_for()
+    assert [url.rpartition("/")[2] for url in asked] == ["view.gz"], "nothing was fetched before it was opened"
+    assert drawn(page, "#volume-3d").any()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+    page.locator("#volume").get_by_label("Clear").click()
+    opener.wait_for(state="hidden")
+    assert canvas.is_hidden()
