@@ -36,7 +36,6 @@ class VolumeResult:
     """One segmented volume, ready to show; files lie in the upload folder."""
 
     view: dict  # FLAIR, mask and probabilities for the viewer, axial, see `write_view`
-    flair: np.ndarray  # (S, H, W) uint8, axial, in one display window
     probabilities: np.ndarray  # (S, H, W) float32 in [0, 1]
     mask: np.ndarray  # (S, H, W) bool, after post-processing
     uncertainty: np.ndarray | None  # (S, H, W) float32 in [0, 1], see `test_time_augmentation.disagreement`
@@ -146,7 +145,6 @@ def segment_volume(
             threshold=threshold,
             postprocessed=prediction.provenance["postprocessing"] is not None,
         ),
-        flair=grey,
         probabilities=prediction.probabilities,
         mask=prediction.mask,
         uncertainty=spread,
