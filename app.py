@@ -16,7 +16,7 @@ import gradio as gr
 from space.about_tab import about_tab
 from space.code_tab import code_tab
 from space.compare_tab import compare_tab
-from space.components import fill_in_defaults
+from space.components import take_raw_calls
 from space.handlers import default_model, find_models
 from space.slice_tab import slice_tab
 from space.uploads import MAX_FILE_SIZE
@@ -71,7 +71,7 @@ def build_demo(models: dict[str, str]) -> gr.Blocks:
         gr.Button(visible=False).click(
             list_models, None, gr.JSON(label="models", visible=False), api_name="list_models"
         )
-    fill_in_defaults(demo)
+    take_raw_calls(demo)
     return demo.queue(max_size=32, api_open=False)
 
 

@@ -1,15 +1,24 @@
 """Parts that the page's tabs share: pictures, the notice, warnings, and how calls from code are taken."""
 
 import html
+import logging
 
 import gradio as gr
 from gradio_client.utils import is_http_url_like
+
+logger = logging.getLogger(__name__)
 
 NOTICE = """
 <p class="notice"><strong>Research only, anonymised images only.</strong> Not a medical device, not for diagnosis or
 treatment. Remove names and dates from the image, its file name and its metadata. Uploads and results are deleted
 within the hour.</p>
 """
+
+UNREADABLE_CALL = (
+    "The call cannot be read: a parameter is of another kind than the list of parameters says, or a file is not one "
+    "that was uploaded here. Upload each file, and name it as {'path': the path that came back, 'meta': {'_type': "
+    "'gradio.FileData'}}."
+)
 
 PRIVATE = {"api_visibility": "private"}
 ON_MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -59,12 +68,18 @@ def refuse_urls(component: gr.File) -> None:
     component.async_move_resource_to_block_cache = accept_uploads_only
 
 
-def fill_in_defaults(demo: gr.Blocks) -> None:
-    """Let a raw call leave out its last parameters, as the clients' calls can."""
+def take_raw_calls(demo: gr.Blocks) -> None:
+    """Let a raw call leave out its last parameters, as the clients' calls can, and say so where it cannot be read."""
     preprocess = demo.preprocess_data
 
     async def with_defaults(block_fn, inputs, *args, **kwargs):
         left_out = [component.value for component in block_fn.inputs[len(inputs) :]]
-        return await preprocess(block_fn, [*inputs, *left_out], *args, **kwargs)
+        try:
+            return await preprocess(block_fn, [*inputs, *left_out], *args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:  # Gradio's checks of paths and kinds, whose words are for its own developers
+            logger.warning("A call of %s cannot be read: %s: %.200s", block_fn.name, type(error).__name__, error)
+            raise gr.Error(UNREADABLE_CALL, print_exception=False) from None
 
     demo.preprocess_data = with_defaults

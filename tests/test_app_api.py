@@ -20,7 +20,9 @@ from gradio.route_utils import delete_files_created_by_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
-from volume_samples import as_nifti, head, save_nifti
+from pydicom import dcmread
+from pydicom.uid import JPEGLossless, RLELossless
+from volume_samples import as_nifti, head, save_dicom, save_nifti, save_zip
 
 import app
 from modeling.inference import load_model, segment_volume
@@ -246,6 +248,8 @@ def test_paths_that_were_not_uploaded_are_refused(server, slice_path, upload_fol
     ):
         answer = call_raw(address, [file, "tiny-a", 0.5])
         assert answer.startswith("event: error"), file
+        assert "The call cannot be read" in answer or "does not lead to an uploaded file" in answer, file
+        assert outside not in answer
         assert "root:" not in answer
         assert "event: complete" not in answer
     inside = upload_folder / "inside.png"
@@ -261,6 +265,89 @@ def test_paths_that_were_not_uploaded_are_refused(server, slice_path, upload_fol
         answer = call_raw(address, data, endpoint)
         assert answer.startswith("event: error"), data
         assert "event: complete" not in answer
+
+
+def test_calls_of_another_form_come_back_as_sentences(server, upload):
+    address, _ = server
+    file = {"path": str(upload("slice.png", make_slice())), "meta": {"_type": "gradio.FileData"}}
+    for endpoint, data, why in (
+        ("segment_slice", [7, "tiny-a", 0.5], "The call cannot be read"),
+        ("segment_slice", [{}, "tiny-a", 0.5], "The call cannot be read"),
+        ("segment_slice", [[file, file], "tiny-a", 0.5], "The call cannot be read"),
+        ("segment_volume", [file, "tiny-a", 0.5], "The call cannot be read"),
+        ("segment_volume", [[[file]], "tiny-a", 0.5], "The call cannot be read"),
+        ("segment_slice", [file, ["tiny-a"], 0.5], "Choose one of: tiny-a"),
+        ("segment_slice", [file, "tiny-a", {"threshold": 0.5}], "must be a number between 0 and 1"),
+        ("segment_slice", [file, "tiny-a", "0.5"], "must be a number between 0 and 1"),
+    ):
+        answer = call_raw(address, data, endpoint)
+        assert answer.startswith("event: error"), data
+        assert why in answer, data
+    names = httpx.post(
+        f"{address}/gradio_api/upload", files=[("files", (name, b"x")) for name in ("../../evil.png", "..\\evil.png")]
+    ).json()
+    assert len(names) == 2
+    assert all(Path(name).resolve().is_relative_to(Path(file["path"]).parents[1].resolve()) for name in names)
+
+
+def hostile_files(folder: Path) -> dict[str, tuple[str, str, str]]:
+    """What is sent -> the endpoint, the file's name in `folder` and what is said of it."""
+    slices = head().slices
+    flair = np.asarray(as_nifti(slices[..., 1]).dataobj).astype(np.float32)
+    (folder / "report.png").write_text("Patient report")
+    Image.fromarray(make_slice()).save(folder / "whole.png")
+    (folder / "half.png").write_bytes((folder / "whole.png").read_bytes()[:4000])
+    Image.new("L", (10_000, 10_000)).save(folder / "huge.png")
+    save_zip(folder / "traversal.zip", {"../../outside.png": folder / "whole.png"})
+    declared = bytearray(save_zip(folder / "bomb.zip", {"slice_1.png": bytes(1000)}).read_bytes())
+    at = declared.index(b"PK\x01\x02") + 24
+    declared[at : at + 4] = (4_000_000_000).to_bytes(4, "little")
+    (folder / "bomb.zip").write_bytes(declared)
+    arrays = {
+        "time.nii.gz": np.stack([flair] * 5, axis=-1),
+        "nan.nii.gz": np.where(flair == flair.max(), np.nan, flair),
+        "constant.nii.gz": np.full((40, 40, 8), 7, np.float32),
+        "long.nii.gz": np.ones((32, 32, 2000), np.uint8),
+    }
+    for name, array in arrays.items():
+        nib.save(nib.Nifti1Image(array, np.eye(4)), folder / name)
+    series = {}
+    for number in (7, 8):
+        (folder / str(number)).mkdir()
+        series[number] = save_dicom(folder / str(number), slices[..., 1], PatientID=str(number))
+    save_zip(folder / "mixed.zip", {f"{path.parent.name}/{path.name}": path for path in series[7] + series[8]})
+    for path in series[7]:
+        header = dcmread(path)
+        header.compress(RLELossless)
+        header.file_meta.TransferSyntaxUID = JPEGLossless
+        header.save_as(path)
+    save_zip(folder / "compressed.zip", {path.name: path for path in series[7]})
+    return {
+        "text renamed to .png": ("segment_slice", "report.png", "not an image, whatever its name says"),
+        "a truncated image": ("segment_slice", "half.png", "damaged or incomplete"),
+        "100 megapixels": ("segment_slice", "huge.png", "10000×10000 pixels, which is too large"),
+        "an archive that leaves its folder": ("segment_volume", "traversal.zip", "names a file outside itself"),
+        "a zip bomb": ("segment_volume", "bomb.zip", "unpacks to 1 files of 4,000 MB"),
+        "4-D": ("segment_volume", "time.nii.gz", "4 dimensions"),
+        "NaN": ("segment_volume", "nan.nii.gz", "NaN or infinite"),
+        "constant": ("segment_volume", "constant.nii.gz", "every voxel is 7"),
+        "2,000 slices": ("segment_volume", "long.nii.gz", "32×32×2000 voxels, which is too large"),
+        "two patients": ("segment_volume", "mixed.zip", "belong to 2 patients"),
+        "a compression without a decoder": ("segment_volume", "compressed.zip", "compressed as JPEG Lossless"),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_hostile_files_get_their_sentence_and_the_server_stays_up(client, tmp_path, upload_folder):
+    for what, (endpoint, name, why) in hostile_files(tmp_path).items():
+        file = handle_file(tmp_path / name)
+        with pytest.raises(AppError) as refusal:
+            client.predict(file if endpoint == "segment_slice" else [file], api_name=f"/{endpoint}")
+        assert why in str(refusal.value), what
+        assert str(upload_folder) not in str(refusal.value), what
+    assert not list(upload_folder.parent.rglob("outside.png"))
+    *_, measurements = client.predict(handle_file(tmp_path / "whole.png"), api_name="/segment_slice")
+    assert measurements["lesion_pixels"]
 
 
 def test_urls_are_not_fetched(server):
