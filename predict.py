@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from evaluate import load_checkpoint, write_atomically
 from modeling.dicom_segmentation import DicomSegmentationError, write_dicom_segmentation
-from modeling.inference import CROP_MARGIN, SCREENING_SCALE, SCREENING_STRIDE, check_threshold
+from modeling.inference import CROP_MARGIN, SCREENING_STRIDE, check_threshold
 from modeling.measurements import measure_volume
 from modeling.nifti_files import write_nifti
 from modeling.postprocessing import postprocess_volume
@@ -49,14 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=int,
         default=SCREENING_STRIDE,
         metavar="N",
-        help="look at every N-th slice first, then at those beside a lesion; 1 computes every slice",
-    )
-    parser.add_argument(
-        "--screening_scale",
-        type=int,
-        default=SCREENING_SCALE,
-        metavar="N",
-        help="first look at slices reduced N times; 1 looks at full resolution",
+        help="compute every N-th slice first, then those beside a lesion; 1 computes every slice",
     )
     parser.add_argument(
         "--whole_frame", action="store_true", help="compute whole slices instead of the window around the head"
@@ -172,7 +165,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = {
             "batch_size": args.batch_size,
             "screening_stride": args.screening_stride,
-            "screening_scale": args.screening_scale,
             "crop_margin": None if args.whole_frame else CROP_MARGIN,
         }
         made_with = {"weights": weights_fingerprint(model), "processor": processor.to_dict(), "options": options}

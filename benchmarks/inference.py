@@ -42,7 +42,6 @@ PARTS = ("patients", "slice", "growth", "options", "start")
 SIZE = 256  # pixels
 # What `segment_volume` is told where one shortcut is left out; batch norm and layout are the model's.
 WITHOUT = {
-    "low resolution": {"screening_scale": 1},
     "screening": {"screening_stride": 1},
     "cropping": {"crop_margin": None},
     "either": {"crop_margin": None, "screening_stride": 1},

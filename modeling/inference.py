@@ -2,8 +2,8 @@
 
 Two shortcuts are exact, up to rounding: batch norm folded into the convolutions, and the channels-last memory format
 (`load_model`). The others are approximate, each an option of `predict_volume`: slices are cropped to the head
-(`crop_margin`), those between two without a lesion are left out (`screening_stride`), and which these are is told at a
-lower resolution (`screening_scale`). benchmarks/inference.py measures what each gains and what it costs in Dice.
+(`crop_margin`), and those between two without a lesion are left out (`screening_stride`). benchmarks/inference.py
+measures what each gains and what it costs in Dice.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -23,8 +23,7 @@ Progress = Callable[[Iterable], Iterable]  # wraps an iterable to show progress,
 
 CROP_MARGIN = 8  # pixels around the head, so that the network sees its edge as in training
 SCREENING_STRIDE = 3  # slices; the smallest lesion of the LGG dataset's 88 patients for training goes through six
-SCREENING_SCALE = 2  # pixels along each axis averaged to one
-SCREENING_LEVEL = 0.05  # highest probability of a slice from which it, or its neighbours, may have a lesion
+SCREENING_LEVEL = 0.1  # highest probability of a slice from which its neighbours may have a lesion
 EMPTY_SLICE = 0.002  # share of pixels with signal under which a slice of a volume holds no brain
 
 
@@ -158,7 +157,6 @@ def predict_volume(
     batch_size: int = 4,
     crop_margin: int | None = CROP_MARGIN,
     screening_stride: int = SCREENING_STRIDE,
-    screening_scale: int = SCREENING_SCALE,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """Lesion probabilities of a stack of neighbouring slices.
@@ -168,11 +166,9 @@ def predict_volume(
         batch_size: slices computed at a time.
         crop_margin: the slices of a batch are computed in the window that holds their heads and this many pixels around
             them; the probability is 0 elsewhere, and in slices without brain. None computes every slice whole.
-        screening_stride: every so many slices are looked at first, then, one after the other, the neighbours of those
-            in which a probability comes to `SCREENING_LEVEL`; it is 0 in the others. A lesion through at least so many
-            slices meets a slice looked at. 1 computes every slice.
-        screening_scale: the first look is at slices reduced by this factor in height and width; those in which a
-            probability comes to `SCREENING_LEVEL` are then computed as they are. 1 looks at full resolution.
+        screening_stride: every so many slices are computed first, then, from slice to slice, the neighbours of those in
+            which a probability comes to `SCREENING_LEVEL`; it is 0 in the others. A lesion through at least so many
+            slices meets a computed one. 1 computes every slice.
         progress: wraps the iterable of slices, such as `tqdm.tqdm`.
 
     Returns:
@@ -190,8 +186,7 @@ def predict_volume(
         )
     if not np.isfinite(slices).all():
         raise ValueError("The volume contains NaN or infinite intensities. Replace them, for instance by zero, first.")
-    whole_numbers = {"batch_size": batch_size, "screening_stride": screening_stride, "screening_scale": screening_scale}
-    for name, value in whole_numbers.items():
+    for name, value in (("batch_size", batch_size), ("screening_stride", screening_stride)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, but is {value}.")
     if crop_margin is not None and crop_margin < 0:
@@ -205,10 +200,7 @@ def predict_volume(
     empty = np.zeros_like(constant) if crop_margin is None else signal.mean(axis=(1, 2)) <= EMPTY_SLICE
     indices = np.flatnonzero(~empty & ~constant)
 
-    highest = np.zeros(len(slices), dtype=np.float32)  # probability in each slice
-    whole, told = np.zeros((2, len(slices)), dtype=bool)  # computed at full resolution; counted as done
-
-    def compute(chosen: np.ndarray, scale: int) -> Iterator[int]:
+    def compute(chosen: np.ndarray) -> Iterator[int]:
         # Heads of about the same size share a window.
         chosen = chosen[np.argsort(signal[chosen].sum(axis=(1, 2)), kind="stable")]
         for start in range(0, len(chosen), batch_size):
@@ -218,31 +210,20 @@ def predict_volume(
                 rows, columns = slice(0, pixel_values.shape[-2]), slice(0, pixel_values.shape[-1])
             else:
                 rows, columns = head_window(signal[batch], crop_margin, processor.size_divisor)
-            pixel_values = pixel_values[..., rows, columns]
-            if scale > 1 and min(pixel_values.shape[-2:]) >= scale * MINIMUM_SIZE:
-                reduced = nn.functional.avg_pool2d(pixel_values, scale)
-                highest[batch] = predict_probabilities(model, reduced).amax(dim=(1, 2)).numpy()
-            else:
-                predicted = predict_probabilities(model, pixel_values).numpy()
-                # The window may reach into the padding, which has no place in the result.
-                probabilities[batch, rows, columns] = predicted[:, : height - rows.start, : width - columns.start]
-                highest[batch] = probabilities[batch].max(axis=(1, 2))
-                whole[batch] = True
-            for index in batch[~told[batch] & (whole[batch] | (highest[batch] < SCREENING_LEVEL))]:
-                told[index] = True
-                yield index
+            predicted = predict_probabilities(model, pixel_values[..., rows, columns]).numpy()
+            # The window may reach into the padding, which has no place in the result.
+            probabilities[batch, rows, columns] = predicted[:, : height - rows.start, : width - columns.start]
+            yield from batch
 
     def compute_all() -> Iterator[int]:
-        first = np.union1d(np.arange(0, len(indices), screening_stride), len(indices) - 1)[: len(indices)]
-        yield from compute(indices[first], screening_scale if screening_stride > 1 else 1)
-        while True:
-            suspect = highest[indices] >= SCREENING_LEVEL
-            sure = np.pad(suspect & whole[indices], 1)
-            waiting = indices[(suspect | sure[:-2] | sure[2:]) & ~whole[indices]]
-            if len(waiting) == 0:
-                break
-            yield from compute(waiting, 1)
-        yield from indices[~told[indices]]
+        done = np.zeros(len(indices), dtype=bool)
+        waiting = np.union1d(np.arange(0, len(indices), screening_stride), len(indices) - 1)[: len(indices)]
+        while len(waiting):
+            yield from compute(indices[waiting])
+            done[waiting] = True
+            suspect = np.pad(probabilities[indices].max(axis=(1, 2)) >= SCREENING_LEVEL, 1)
+            waiting = np.flatnonzero((suspect[:-2] | suspect[2:]) & ~done)
+        yield from indices[~done]
 
     steps = _Steps(compute_all(), len(indices))
     for _ in progress(steps) if progress else steps:
@@ -273,7 +254,6 @@ def segment_volume(
     batch_size: int = 4,
     crop_margin: int | None = CROP_MARGIN,
     screening_stride: int = SCREENING_STRIDE,
-    screening_scale: int = SCREENING_SCALE,
     spacing: tuple[float, float, float] | None = None,
     affine: np.ndarray | None = None,
     progress: Progress | None = None,
@@ -281,7 +261,7 @@ def segment_volume(
     """Segment a stack of slices in order, such as a patient's axial slices.
 
     Args:
-        slices, batch_size, crop_margin, screening_stride, screening_scale, progress: as in `predict_volume`.
+        slices, batch_size, crop_margin, screening_stride, progress: as in `predict_volume`.
         threshold: probability in (0, 1) from which a voxel counts as lesion.
         postprocess: drop small islands and fill holes in 3-D (`postprocessing.postprocess_volume`).
         spacing: voxel size along (S, H, W) in mm; kept, and used for the volume in ml.
@@ -300,7 +280,6 @@ def segment_volume(
         batch_size=batch_size,
         crop_margin=crop_margin,
         screening_stride=screening_stride,
-        screening_scale=screening_scale,
         progress=progress,
     )
     mask = probabilities >= threshold

@@ -205,64 +205,19 @@ class TestShortcuts:
         volume[2:5, 30:40, 35:45, FLAIR] = volume[13, 30:40, 35:45, FLAIR]  # no lesion where `make_volume` puts one
         volume[cube, FLAIR] = 250
         model = Brightness()
-        result = segment_volume(model, processor, volume, screening_stride=4, screening_scale=1)
+        result = segment_volume(model, processor, volume, screening_stride=4)
         np.testing.assert_array_equal(result.mask, cube)
         # Of slices 1 to 18, which have a head, 1, 5, 9, 13, 17 and 18; then 8 and 10, beside slice 9, then 11 and 12.
         assert sum(shape[0] for shape in model.shapes) == 10
         computed = np.flatnonzero(result.probabilities.max(axis=(1, 2)))
         np.testing.assert_array_equal(computed, [1, 5, 8, 9, 10, 11, 12, 13, 17, 18])
 
-    def test_slices_are_screened_at_low_resolution(self, processor):
-        volume, _ = make_volume(slices=20, height=180, width=150)
-        cube = np.zeros(volume.shape[:3], dtype=bool)
-        cube[9:12, 30:40, 35:45] = True
-        volume[2:5], volume[[0, -1]] = volume[13], 0  # no lesion where `make_volume` puts one
-        volume[cube, FLAIR] = 250
-        model = Brightness()
-        whole = {"crop_margin": None, "screening_stride": 4}
-        result = segment_volume(model, processor, volume, batch_size=1, **whole)
-        np.testing.assert_array_equal(result.mask, cube)
-        # Slices 1, 5, 9, 13, 17 and 18 are looked at; then 9 is computed, 8 and 10 beside it, 11, and 12.
-        assert [shape[2:] for shape in model.shapes] == [(90, 76)] * 6 + [(180, 152)] * 5
-        np.testing.assert_array_equal(np.flatnonzero(result.probabilities.max(axis=(1, 2))), range(8, 13))
-
-    def test_a_slice_that_looks_suspect_but_is_not_leaves_its_neighbours_alone(self, processor):
-        class Wary(Brightness):
-            """Is sure at full resolution only."""
-
-            def forward(self, pixel_values: torch.Tensor) -> SemanticSegmenterOutput:
-                super().forward(pixel_values)
-                small = pixel_values.shape[-2] < 180
-                return SemanticSegmenterOutput(logits=torch.full_like(pixel_values[:, :1], 0.0 if small else -9.0))
-
-        model, seen = Wary(), []
-
-        def progress(slices):
-            for index in slices:
-                seen.append(index)
-                yield index
-
-        volume, _ = make_volume(slices=20, height=180, width=150)
-        volume[[0, -1]] = 0
-        options = {"crop_margin": None, "screening_stride": 4, "batch_size": 1}
-        predict_volume(model, processor, volume, progress=progress, **options)
-        assert [shape[2:] for shape in model.shapes] == [(90, 76)] * 6 + [(180, 152)] * 6
-        assert sorted(seen) == list(range(1, 19))
-
-    def test_heads_too_small_to_be_reduced_are_looked_at_as_they_are(self, processor):
-        model = Brightness()
-        predict_volume(model, processor, make_volume()[0])
-        assert sum(shape[0] for shape in model.shapes) == 5
-        assert min(min(shape[2:]) for shape in model.shapes) >= 32
-
     def test_a_stride_of_1_computes_every_slice(self, processor):
         model = Brightness()
         predict_volume(model, processor, make_volume(slices=12)[0], screening_stride=1)
         assert sum(shape[0] for shape in model.shapes) == 10
 
-    @pytest.mark.parametrize(
-        ("option", "value"), [("crop_margin", -1), ("screening_stride", 0), ("screening_scale", 0)]
-    )
+    @pytest.mark.parametrize(("option", "value"), [("crop_margin", -1), ("screening_stride", 0)])
     def test_options_out_of_range_are_refused(self, processor, option, value):
         with pytest.raises(ValueError, match=option):
             predict_volume(Brightness(), processor, make_volume()[0], **{option: value})
