@@ -219,14 +219,15 @@ class DecoderBlock(Recomputing):
         if skip is not None:
             size = tuple(skip.shape[-2:])
 
-        def join(hidden_states: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
-            hidden_states = self.upsample.finish(hidden_states, size)
-            return hidden_states if skip is None else torch.cat([hidden_states, skip], dim=1)
+        def join(upsampled: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
+            return upsampled if skip is None else torch.cat([upsampled, skip], dim=1)
 
-        hidden_states = self.upsample.convolve(hidden_states)
         if not self.recomputes:
-            return self.convolutions(join(hidden_states, skip))
+            return self.convolutions(join(self.upsample(hidden_states, size), skip))
+
+        def join_and_convolve(hidden_states: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
+            return self.convolutions[0][0](join(self.upsample.finish(hidden_states, size), skip))
+
         norm = self.upsample.projection[1] if self.upsample.mode == "transposed" else None
-        convolution = self.convolutions[0][0]
-        hidden_states = self.recomputed(lambda *inputs: convolution(join(*inputs)), norm, hidden_states, skip)
-        return self.convolutions.after_convolution(hidden_states)
+        hidden_states = self.upsample.convolve(hidden_states)
+        return self.convolutions.after_convolution(self.recomputed(join_and_convolve, norm, hidden_states, skip))
