@@ -40,7 +40,7 @@ from modeling.postprocessing import postprocess_volume
 
 PARTS = ("patients", "slice", "growth", "options", "start")
 SIZE = 256  # pixels
-# What `segment_volume` is told where one shortcut is left out; the others are the model's.
+# What `segment_volume` is told where one shortcut is left out; batch norm and layout are the model's.
 WITHOUT = {
     "screening": {"screening_stride": 1},
     "cropping": {"crop_margin": None},
@@ -77,15 +77,12 @@ def straightforward(model: nn.Module, processor, slices: np.ndarray) -> np.ndarr
     return postprocess_volume(np.stack(masks))
 
 
-def compare_patients(
-    args: argparse.Namespace, plain: nn.Module, unpacked: nn.Module, model: nn.Module, processor
-) -> None:
+def compare_patients(args: argparse.Namespace, plain: nn.Module, model: nn.Module, processor) -> None:
     split = load_splits(args.dataset)[args.split]
     rows_of = group_by_patient(split)
     ways = {
         "straightforward": lambda slices: straightforward(plain, processor, slices),
         "segment_volume": lambda slices: segment_volume(model, processor, slices).mask,
-        "without packing": lambda slices: segment_volume(unpacked, processor, slices).mask,
     }
     for name, options in WITHOUT.items():
         ways[f"without {name}"] = lambda slices, options=options: (
@@ -120,12 +117,8 @@ def fastest(work, repeats: int) -> float:
     return min(seconds(work) for _ in range(repeats))
 
 
-def compare_slices(args: argparse.Namespace, plain: nn.Module, unpacked: nn.Module, model: nn.Module) -> None:
-    networks = {
-        "straightforward": (plain, torch.contiguous_format),
-        "load_model": (model, torch.channels_last),
-        "without packing": (unpacked, torch.channels_last),
-    }
+def compare_slices(args: argparse.Namespace, plain: nn.Module, model: nn.Module) -> None:
+    networks = {"straightforward": (plain, torch.contiguous_format), "load_model": (model, torch.channels_last)}
     if importlib.util.find_spec("segmentation_models_pytorch"):
         import segmentation_models_pytorch
 
@@ -226,13 +219,12 @@ def main() -> None:
     if args.first_answer:
         return first_answer(args)
     model, processor = load_model(args.checkpoint)
-    plain = load_model(args.checkpoint, fold=False, pack=False)[0].to(memory_format=torch.contiguous_format)
-    unpacked = load_model(args.checkpoint, pack=False)[0]
+    plain = load_model(args.checkpoint, fold=False)[0].to(memory_format=torch.contiguous_format)
     print(f"{args.checkpoint} ({model.config.model_type}), {torch.get_num_threads()} threads")
     if "patients" in args.parts:
-        compare_patients(args, plain, unpacked, model, processor)
+        compare_patients(args, plain, model, processor)
     if "slice" in args.parts:
-        compare_slices(args, plain, unpacked, model)
+        compare_slices(args, plain, model)
     if "growth" in args.parts:
         show_growth(model, processor)
     if "options" in args.parts:

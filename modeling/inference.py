@@ -1,9 +1,9 @@
 """From slices and volumes to lesion probabilities and masks, with nothing computed that is not needed.
 
-Three shortcuts are exact, up to rounding, and made by `load_model`: batch norm folded into the convolutions, the
-channels-last memory format, and weights packed once as oneDNN's kernels read them. The others are approximate, each an
-option of `predict_volume`: slices are cropped to the head (`crop_margin`), and those between two without a lesion are
-left out (`screening_stride`). benchmarks/inference.py measures what each gains and what it costs in Dice.
+Two shortcuts are exact, up to rounding: batch norm folded into the convolutions, and the channels-last memory format
+(`load_model`). The others are approximate, each an option of `predict_volume`: slices are cropped to the head
+(`crop_margin`), and those between two without a lesion are left out (`screening_stride`). benchmarks/inference.py
+measures what each gains and what it costs in Dice.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +17,6 @@ from torch.nn.utils import fuse_conv_bn_eval
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
 
 from .image_processing_brain_mri import FLAIR, FOREGROUND, MINIMUM_SIZE, OCCUPIED
-from .layers import SamePaddingConv2d
 from .postprocessing import postprocess_volume
 
 Progress = Callable[[Iterable], Iterable]  # wraps an iterable to show progress, as tqdm and gr.Progress().tqdm do
@@ -58,9 +57,7 @@ class VolumeSegmentation:
         return None if self.spacing is None else float(self.mask.sum() * np.prod(self.spacing) / 1000)
 
 
-def load_model(
-    name_or_path: str, *, fold: bool = True, pack: bool = True
-) -> tuple[PreTrainedModel, BaseImageProcessor]:
+def load_model(name_or_path: str, *, fold: bool = True) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """A checkpoint's model and image processor, from a folder or the Hub, ready for inference on this machine.
 
     The model is in evaluation mode, in float32 (half precision serves storage; CPUs compute slower in it) and in the
@@ -68,8 +65,6 @@ def load_model(
 
     Args:
         fold: fold batch norm into the convolutions (`fold_batch_norm`); such a model is for inference alone.
-        pack: where there is no accelerator, pack the convolutions' weights (`pack_convolutions`); such a model stays on
-            the CPU and is for inference alone.
 
     Raises:
         OSError: no checkpoint under that name.
@@ -80,10 +75,7 @@ def load_model(
     processor = AutoImageProcessor.from_pretrained(name_or_path)
     if fold:
         fold_batch_norm(model)
-    model.to(memory_format=torch.channels_last)
-    if pack and not torch.accelerator.is_available():
-        pack_convolutions(model)
-    return model, processor
+    return model.to(memory_format=torch.channels_last), processor
 
 
 def fold_batch_norm(model: nn.Module) -> None:
@@ -97,38 +89,6 @@ def fold_batch_norm(model: nn.Module) -> None:
             if isinstance(norm, nn.BatchNorm2d) and (transposed or isinstance(convolution, nn.Conv2d)):
                 setattr(block, name, fuse_conv_bn_eval(convolution, norm, transpose=transposed))
                 setattr(block, norm_name, nn.Identity())
-
-
-# Activations that oneDNN computes in one pass with a convolution -> their name and scalars there.
-FUSED_ACTIVATIONS = {nn.ReLU: ("relu", []), nn.ReLU6: ("hardtanh", [0.0, 6.0])}
-
-
-def pack_convolutions(model: nn.Module) -> None:
-    """Store the weights of a model's convolutions once more, as oneDNN's kernels read them; in place, same outputs.
-
-    Eager PyTorch reorders them at every call. The activation that follows a convolution is computed along with it. The
-    operators are those that `torch.compile` uses on CPUs; where PyTorch lacks them, nothing changes. The model must be
-    in evaluation mode and on the CPU, and its weights must not change afterwards.
-    """
-    operators = torch.ops.mkldnn
-    if not (torch.backends.mkldnn.is_available() and hasattr(operators, "_reorder_convolution_weight")):
-        return
-    for parent in list(model.modules()):
-        children = [(name, child) for name, child in parent.named_children() if not isinstance(child, nn.Identity)]
-        for (_, convolution), (name, activation) in pairwise([*children, ("", None)]):
-            if type(convolution) not in (nn.Conv2d, SamePaddingConv2d):
-                continue
-            fused = isinstance(parent, nn.Sequential) and type(activation) in FUSED_ACTIVATIONS
-            attribute, scalars = FUSED_ACTIVATIONS[type(activation)] if fused else ("none", [])
-            shape = [convolution.padding, convolution.stride, convolution.dilation, convolution.groups]
-            packed = operators._reorder_convolution_weight(convolution.weight.detach(), *shape)
-
-            def forward(inputs, _, bias, packed=packed, shape=shape, attribute=attribute, scalars=scalars):
-                return operators._convolution_pointwise(inputs, packed, bias, *shape, attribute, scalars, "")
-
-            convolution._conv_forward = forward  # which `nn.Conv2d.forward` calls
-            if fused:
-                setattr(parent, name, nn.Identity())
 
 
 def check_threshold(threshold: float) -> None:

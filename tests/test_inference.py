@@ -13,7 +13,6 @@ from modeling.inference import (
     fold_batch_norm,
     head_window,
     load_model,
-    pack_convolutions,
     predict_volume,
     segment_slice,
     segment_volume,
@@ -272,28 +271,3 @@ def test_load_model_gives_a_ready_float32_model(tiny_unet, processor, tmp_path):
     assert not model.training
     assert loaded_processor.size_divisor == 4
     assert segment_slice(model, loaded_processor, make_volume()[0][3]).mask.shape == (90, 75)
-
-    @pytest.mark.parametrize("preset", PRESETS)
-    def test_packing_convolutions_changes_no_output(self, preset):
-        model = randomized(tiny_model(preset)).to(memory_format=torch.channels_last)
-        fold_batch_norm(model)
-        shapes = [(1, 3, 45, 64), (3, 3, 80, 32)]
-        batches = [torch.randn(*shape, generator=torch.Generator().manual_seed(0)) for shape in shapes]
-        with torch.inference_mode():
-            expected = [model(pixel_values=batch).logits for batch in batches]
-            state = {name: value.clone() for name, value in model.state_dict().items()}
-            pack_convolutions(model)
-            for batch, logits in zip(batches, expected, strict=True):
-                torch.testing.assert_close(model(pixel_values=batch).logits, logits, rtol=1e-5, atol=1e-5)
-        assert state.keys() == model.state_dict().keys()
-
-    @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
-    def test_packed_convolutions_are_computed_from_packed_weights(self, monkeypatch):
-        model = tiny_model("unet-5level")
-        pack_convolutions(model)
-        calls = []
-        convolve = nn.functional.conv2d
-        monkeypatch.setattr(nn.functional, "conv2d", lambda *args: calls.append(1) or convolve(*args))
-        with torch.inference_mode():
-            model(pixel_values=torch.randn(1, 3, 32, 32))
-        assert not calls
