@@ -50,6 +50,13 @@ class TestRun:
         rows = read_log(run("--epochs", "6", "--learning_rate", "0.01", "--validate_every", "6", "--loss", "bce"))
         assert rows[-1]["train_loss"] < 0.7 * rows[0]["train_loss"]
 
+    def test_gradient_checkpointing_trains_to_the_same_weights(self, run, capsys):
+        expected = run("--epochs", "1", folder="expected") / "last" / "model.safetensors"
+        recomputed = (
+            run("--epochs", "1", "--gradient_checkpointing", folder="recomputed") / "last" / "model.safetensors"
+        )
+        assert recomputed.read_bytes() == expected.read_bytes()
+
     def test_only_the_newest_states_are_kept(self, run):
         folder = run("--checkpoint_minutes", "0", "--keep_checkpoints", "3")
         states = sorted(path.name for path in (folder / "checkpoints").iterdir())
