@@ -32,6 +32,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from hub_dataset.phantom import phantom_volume
+from modeling.image_processing_brain_mri import FLAIR
 
 ROOT = Path(__file__).resolve().parents[1]
 START_LIMIT = 600  # seconds
@@ -105,7 +106,7 @@ def write_images(folder: Path, size: int, num_slices: int) -> dict[str, Path]:
     slices = phantom_volume(0, num_slices=num_slices, size=size).slices
     paths = {"slice": folder / "slice.png", "volume": folder / "volume.nii.gz"}
     Image.fromarray(slices[num_slices // 2]).save(paths["slice"])
-    flair = np.ascontiguousarray(slices[..., 1].transpose(2, 1, 0)[::-1, ::-1])  # (S, H, W) -> (R, A, S) order
+    flair = np.ascontiguousarray(slices[..., FLAIR].transpose(2, 1, 0)[::-1, ::-1])  # (S, H, W) -> (R, A, S) order
     nib.save(nib.Nifti1Image(flair, np.diag([0.9, 0.9, 5.0, 1.0])), paths["volume"])
     return paths
 

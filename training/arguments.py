@@ -125,7 +125,7 @@ def add_optimization(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--gradient_checkpointing",
         action="store_true",
-        help="half of the memory of activations, which are computed again where they are needed: slightly slower",
+        help="keep half as many of a U-Net's activations, fewer of the others': what gradients need is computed again",
     )
     group.add_argument("--ema_decay", type=float, default=0.995, help="moving average of the weights; 0 is off")
 
