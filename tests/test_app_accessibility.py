@@ -32,6 +32,12 @@ QUIET = """() => new Promise((done) => {
     timer = setTimeout(done, 500);
   }).observe(document.body, {childList: true, subtree: true});
 })"""
+FADED_IN = """() => {
+  for (let part = document.querySelector('.toast-title'); part; part = part.parentElement) {
+    if (getComputedStyle(part).opacity < 1) return false;
+  }
+  return !document.getAnimations().some((animation) => animation.effect.target?.closest?.('.toast-body'));
+}"""
 SEEN = 20  # pixels; what has the focus differs from itself without in at least so many, and clearly
 
 
@@ -135,7 +141,7 @@ def test_axe_on_slices(page, check, files):
     page.locator("#slice").get_by_label("Clear").click()
     upload(page, "#slice", files / "report.png")
     page.locator(".toast-body.error").wait_for()
-    page.wait_for_function("getComputedStyle(document.querySelector('.toast-body').parentElement).opacity == 1")
+    page.wait_for_function(FADED_IN)
     check("Slice, refused")
 
 
