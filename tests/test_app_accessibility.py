@@ -12,16 +12,10 @@ from app_files import make_slice
 from PIL import Image
 from volume_samples import head, save_nifti
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.base", reason="axe-playwright-python is not installed")
 
-CHROMIUM = Path("/usr/bin/chromium")
-if not CHROMIUM.exists():
-    pytest.skip(f"there is no {CHROMIUM}", allow_module_level=True)
+pytest_plugins = ["app_fixtures", "browser_fixtures"]
 
-pytest_plugins = ["app_fixtures"]
-
-SLOW = 60_000  # ms to wait at most, on machines that do other work, too
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 STILL = "*, *::before, *::after { animation: none !important; transition: none !important; caret-color: transparent }"
@@ -41,26 +35,13 @@ FADED_IN = """() => {
 SEEN = 20  # pixels; what has the focus differs from itself without in at least so many, and clearly
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
-def page(browser, server):
-    context = browser.new_context(viewport=DESKTOP, accept_downloads=True)
-    context.set_default_timeout(SLOW)
-    page = context.new_page()
-    page.goto(f"{server[0]}/?__theme=light")
-    page.locator("#run").wait_for()
+def page(open_page):
+    page = open_page(**DESKTOP)
     page.evaluate(QUIET)  # parts that are put in late would take the focus with them
     page.add_style_tag(content=STILL)
     page.evaluate(axe.AXE_SCRIPT)
-    yield page
-    context.close()
+    return page
 
 
 @pytest.fixture
@@ -237,6 +218,8 @@ def walk_to(press_tab):
 
 
 def test_a_slice_is_outlined_and_taken_away_by_keyboard_alone(page, walk_to, files):
+    # The browser hands its dialogs over from here on; asked for together with the key, it may be too late.
+    page.on("filechooser", lambda _: None)
     walk_to("slice")
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
