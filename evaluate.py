@@ -98,7 +98,7 @@ def evaluate_split(
     dataset: Dataset,
     *,
     threshold: float = 0.5,
-    batch_size: int = 4,
+    batch_size: int = 1,
     channels: str = "all",
     min_voxels: int = MIN_VOXELS,
     keep_fraction: float = KEEP_FRACTION,
@@ -116,7 +116,7 @@ def evaluate_split(
         model, processor: as from `modeling.inference.load_model`; the model may be on any device.
         dataset: one split with the columns `image`, `mask`, `patient_id` and `slice_index`, rows in any order.
         threshold: probability in (0, 1) from which a pixel counts as lesion.
-        batch_size: slices computed at a time.
+        batch_size: as in `modeling.inference.predict_volume`.
         channels: `all`, or `flair` to give the model FLAIR alone, as all three channels.
         min_voxels, keep_fraction: see `postprocess_volume`.
         hausdorff: whether HD95 is computed, the costliest of the scores.
@@ -302,7 +302,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=KEEP_FRACTION,
         help="post-processing: smallest component as a fraction of the largest, 0 is off",
     )
-    parser.add_argument("--batch_size", type=int, default=4, help="slices computed at a time")
+    parser.add_argument("--batch_size", type=int, default=1, help="slices computed in one forward pass")
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N patients only")
     parser.add_argument("--predictions", type=Path, metavar="DIR", help="keep probabilities here, and go on with those")
     parser.add_argument("--no_figure", action="store_true", help="write the JSON only")

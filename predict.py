@@ -43,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="made where it does not exist")
     parser.add_argument("--threshold", type=float, default=0.5, help="probability from which a voxel counts as lesion")
     parser.add_argument("--no_postprocessing", action="store_true", help="keep small islands and holes")
-    parser.add_argument("--batch_size", type=int, default=4, help="slices computed at a time")
+    parser.add_argument("--batch_size", type=int, default=1, help="slices computed in one forward pass")
     parser.add_argument(
         "--screening_stride",
         type=int,

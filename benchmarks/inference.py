@@ -8,9 +8,9 @@ Parts, all in one run, so that their ratios hold on a machine that others use to
 - `patients`: uint8 slices in memory to the post-processed mask, the straightforward way (eager, NCHW, batch norm apart,
   whole frames, slice by slice) against `segment_volume`, in turns for each patient, with the Dice of both; then with
   one shortcut less at a time. Needs `--dataset`.
-- `slice`: one forward pass at 256x256, against segmentation_models_pytorch's U-Net with a ResNet-34 and MONAI's
-  BasicUNet where these are installed (in an environment of their own; weights play no part), as GFLOP/s and as a share
-  of this machine's rate of matrix products.
+- `slice`: one forward pass at 256x256, against ONNX Runtime, segmentation_models_pytorch's U-Net with a ResNet-34 and
+  MONAI's BasicUNet where these are installed (the latter two in an environment of their own; weights play no part), as
+  GFLOP/s and as a share of this machine's rate of matrix products.
 - `growth`: time against the number of slices and the size of the image.
 - `options`: time against batch size and threads.
 - `start`: a new process from loading the model to its first answer, and the memory that a volume of 60 slices takes.
@@ -22,7 +22,9 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -36,6 +38,7 @@ from hub_dataset.phantom import phantom_volume
 from modeling.image_processing_brain_mri import FLAIR
 from modeling.inference import load_model, segment_volume
 from modeling.metrics import score_volume
+from modeling.onnx_export import export_onnx
 from modeling.postprocessing import postprocess_volume
 
 PARTS = ("patients", "slice", "growth", "options", "start")
@@ -146,6 +149,23 @@ def compare_slices(args: argparse.Namespace, plain: nn.Module, model: nn.Module)
             f"{name:24}{1000 * duration:8.0f}{operations:8.1f}{operations / duration:9.0f}"
             f"{100 * operations / duration / rate:7.0f}%"
         )
+    if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
+        run = onnx_session(model)
+        pixel_values = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE), dtype=np.float32)
+        duration = fastest(lambda: run(pixel_values), args.repeats)
+        print(f"{'ONNX Runtime':24}{1000 * duration:8.0f}")
+
+
+def onnx_session(model: nn.Module) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """`model` in ONNX Runtime, with PyTorch's number of threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(model, f"{folder}/model.onnx")
+        session = onnxruntime.InferenceSession(f"{folder}/model.onnx", options, providers=["CPUExecutionProvider"])
+    return lambda pixel_values: session.run(None, {"pixel_values": pixel_values})
 
 
 def phantom(num_slices: int, size: int = SIZE) -> np.ndarray:

@@ -15,7 +15,6 @@ def disagreement(
     slices: np.ndarray,
     probabilities: np.ndarray,
     *,
-    batch_size: int = 8,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """Twice the standard deviation of the probabilities over four views: 0 (they agree) to 1 (they contradict).
@@ -24,7 +23,7 @@ def disagreement(
     Neurocomputing 338, 2019 (test-time augmentation; flips and rotations, whose effect is undone on the output).
 
     Args:
-        slices, batch_size, progress: as for `predict_volume`; `progress` is asked once for each of the three views.
+        slices, progress: as for `predict_volume`; `progress` is asked once for each of the three views.
         probabilities: `(S, H, W)` float32, what the model says of the slices as they are.
 
     Returns:
@@ -36,7 +35,7 @@ def disagreement(
     total, squares = probabilities.astype(np.float32), np.square(probabilities, dtype=np.float32)
     for mirrored, degrees in VIEWS:
         view = turned(slices[:, :, ::-1] if mirrored else slices, degrees)
-        predicted = predict_volume(model, processor, view, batch_size=batch_size, progress=progress)
+        predicted = predict_volume(model, processor, view, progress=progress)
         predicted = turned(predicted, -degrees)
         predicted = predicted[:, :, ::-1] if mirrored else predicted
         total += predicted

@@ -18,8 +18,6 @@ from .results import (
 from .uploads import read_uploaded_volume
 from .viewer import HEADROOM, write_view
 
-BATCH_PIXELS = 2**18  # computed at a time: four slices of 256 x 256
-
 
 @dataclass(frozen=True)
 class VolumePreview:
@@ -118,10 +116,7 @@ def segment_volume(
             done = next(passes)
             return by_slice(slices, progress, done * share, share, f"View {done + 1} of {1 + len(VIEWS)}: slice")
 
-        spread = disagreement(
-            *load(models[model]), volume.slices, prediction.probabilities,
-            batch_size=batch_size(volume.slices), progress=watch,
-        )  # fmt: skip
+        spread = disagreement(*load(models[model]), volume.slices, prediction.probabilities, progress=watch)
     progress(0.92, desc="Writing the results")
     grey = volume_to_grey(volume.flair)
     folder, stem = new_folder(), file_stem(first_path(paths))
@@ -171,7 +166,6 @@ def predict(volume, model: str, threshold: float, models, progress: Progress, st
         volume.slices,
         threshold=threshold,
         postprocess=whole,
-        batch_size=batch_size(volume.slices),
         progress=lambda slices: by_slice(slices, progress, start, share, f"{model}: slice"),
     )
     limits = {
@@ -193,7 +187,3 @@ def by_slice(slices: Sized, progress: Progress, start: float, share: float, what
     for done, computed in enumerate(slices):
         progress(start + share * done / len(slices), desc=f"{what} {done + 1} of {len(slices)}")
         yield computed
-
-
-def batch_size(slices: np.ndarray) -> int:
-    return max(1, BATCH_PIXELS // (slices.shape[1] * slices.shape[2]))

@@ -1,5 +1,9 @@
 """Slices and volumes through model and processor."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +61,14 @@ def make_volume(slices: int = 7, height: int = 90, width: int = 75) -> tuple[np.
     return volume, cube
 
 
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
 class TestSlice:
     def test_gives_the_models_probabilities_without_padding(self, tiny_unet, processor):
         image = make_volume()[0][3]
@@ -96,6 +108,52 @@ class TestVolume:
         assert max(shape[0] for shape in model.shapes) == 2
         assert all(shape[2] < 90 and shape[3] < 75 for shape in model.shapes)
         assert not probabilities[[0, -1]].any()
+
+    def test_slices_side_by_side_are_what_they_are_one_after_the_other(self, tiny_unet, processor, two_threads):
+        volume, _ = make_volume(slices=16)
+        probabilities = predict_volume(tiny_unet, processor, volume, screening_stride=1)
+        assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as new:
+            assert new.submit(torch.get_num_threads).result() == 2
+        torch.set_num_threads(1)
+        expected = predict_volume(tiny_unet, processor, volume, screening_stride=1)
+        np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+
+    def test_side_by_side_shares_the_threads(self, processor, two_threads):
+        counts = []
+
+        class Counting(Brightness):
+            def forward(self, pixel_values):
+                counts.append((threading.current_thread().name, torch.get_num_threads()))
+                time.sleep(0.01)  # so that no worker computes everything
+                return super().forward(pixel_values)
+
+        predict_volume(Counting(), processor, make_volume(slices=12)[0], screening_stride=1)
+        assert len({name for name, _ in counts}) == 2
+        assert {count for _, count in counts} == {1}
+
+    def test_a_stopped_volume_computes_no_further_slices(self, processor, two_threads):
+        class Slow(Brightness):
+            def forward(self, pixel_values):
+                time.sleep(0.02)
+                return super().forward(pixel_values)
+
+        class Stop(Exception):
+            pass
+
+        def stop_at_the_third(slices):
+            for count, index in enumerate(slices):
+                if count == 2:
+                    raise Stop
+                yield index
+
+        model = Slow()
+        with pytest.raises(Stop) as stopped:
+            predict_volume(model, processor, make_volume(slices=60)[0], screening_stride=1, progress=stop_at_the_third)
+        computed = len(model.shapes)
+        time.sleep(0.2)
+        assert len(model.shapes) <= computed + torch.get_num_threads()  # those that had begun
+        del stopped  # whose traceback keeps all that was there, as the log of a server may
 
     def test_agrees_with_slice_by_slice_inside_the_head(self, processor):
         volume, _ = make_volume()
