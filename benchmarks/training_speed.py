@@ -7,7 +7,8 @@ some that are not timed. Slices are whole unless `--crop` cuts them to the head,
 and in all:
 
 - the share of the time that training waits for a batch, and the workers' processor time as a share of the cores' time;
-- the rate of the convolutions and matrix products, and that as a share of the fastest matrix product of the same run;
+- the rate of the convolutions and matrix products, and that as a share of the fastest float32 matrix product of the
+  same run, which bf16 may exceed;
 - the peak memory of the training process and its workers, as in benchmarks/training_memory.py.
 """
 
@@ -44,6 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--memory_format", choices=list(MEMORY_FORMATS), help="train.py's own for the model if left out"
     )
+    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="as of `accelerate launch`")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="as in train.py")
     parser.add_argument("--low_memory", action="store_true", help="as in train.py")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of PyTorch")
@@ -89,7 +91,8 @@ def main() -> None:
             batch = next(batches)
             waited = time.perf_counter() - started
             pixel_values = batch["pixel_values"].contiguous(memory_format=memory_format)
-            loss = model(pixel_values=pixel_values, labels=batch["labels"]).loss
+            with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
+                loss = model(pixel_values=pixel_values, labels=batch["labels"]).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -102,7 +105,7 @@ def main() -> None:
     possible = max(possible, matrix_product_rate())
 
     shapes = model_of_shapes(args.model)
-    print(f"{args.model}, batches of {args.batch_size}, {args.threads} threads")
+    print(f"{args.model}, {memory_format}, batches of {args.batch_size}, {args.threads} threads")
     print(f"{'crop':>9}{'s/step':>9}{'waiting':>10}{'GFLOP/step':>12}{'GFLOP/s':>10}")
     total = total_waited = total_gflop = 0.0
     for height, width, waited, duration in steps[WARM_UP:]:

@@ -33,13 +33,15 @@ def test_freed_memory_is_reused_without_asking_the_system():
 
 
 @pytest.mark.parametrize(
-    ("preset", "device", "expected"),
+    ("preset", "device", "capability", "expected"),
     [
-        ("unet-5level", "cpu", torch.contiguous_format),
-        ("unet-4level", "cpu", torch.contiguous_format),
-        ("transunet-small", "cpu", torch.channels_last),
-        ("unet-5level", "cuda", torch.channels_last),
+        ("unet-5level", "cpu", "AVX2", torch.contiguous_format),
+        ("unet-4level", "cpu", "AVX2", torch.contiguous_format),
+        ("unet-4level", "cpu", "AVX512", torch.channels_last),
+        ("transunet-small", "cpu", "AVX2", torch.channels_last),
+        ("unet-5level", "cuda", "AVX2", torch.channels_last),
     ],
 )
-def test_layout_follows_model_and_device(preset, device, expected):
+def test_layout_follows_model_and_device(preset, device, capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert memory_format_for(tiny_model(preset), torch.device(device)) is expected

@@ -27,9 +27,11 @@ def keep_freed_memory() -> bool:
 def memory_format_for(model: nn.Module, device: torch.device) -> torch.memory_format:
     """The layout of weights and activations in which `model` trains fastest on `device`.
 
-    The U-Nets spend most of a step on the gradients of 3x3 kernels, which oneDNN computes up to four times faster from
-    contiguous tensors where slices are large (measured with AVX2). For all else, channels_last as PyTorch advises.
+    channels_last, as PyTorch advises, but for the U-Nets on CPUs with AVX2 alone. These models spend most of a step on
+    the gradients of 3x3 kernels, which oneDNN's AVX2 kernels compute up to four times faster from contiguous tensors
+    where slices are large; its AVX-512 kernels prefer channels_last. `benchmarks/training_speed.py` measures both.
     """
-    if device.type == "cpu" and isinstance(model, UNetForSemanticSegmentation):
+    avx2 = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    if avx2 and isinstance(model, UNetForSemanticSegmentation):
         return torch.contiguous_format
     return torch.channels_last
