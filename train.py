@@ -27,12 +27,12 @@ from datasets import Dataset, DatasetDict
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import get_cosine_schedule_with_warmup
+from transformers import AutoModelForSemanticSegmentation, get_cosine_schedule_with_warmup
 
 from evaluate import EvaluationResult, evaluate_split, plot_result
 from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_splits, relative_head_sizes
 from hub_dataset.streaming import StreamedBatchSampler, StreamedSlices, StreamedSplit, StreamError, stream_splits
-from modeling import PRESETS, BrainMRIImageProcessor, build_model
+from modeling import BrainMRIImageProcessor
 from modeling.card import write_card
 from modeling.hub import HubError
 from modeling.losses import segmentation_loss
@@ -44,7 +44,7 @@ from training.cpu import keep_freed_memory, memory_format_for
 from training.distributed import launched_alone, synchronize_batch_norm, whole_batch
 from training.dry_run import print_estimate
 from training.folds import split_by_fold
-from training.recipe import ema_update, image_size_at, make_optimizer
+from training.recipe import ema_update, image_size_at, make_optimizer, model_config
 from training.run_folder import Progress, RunFolder
 from training.trackers import start_tracker
 
@@ -69,7 +69,7 @@ def prepare_data(args: argparse.Namespace) -> tuple[DatasetDict | dict[str, Stre
     settings = {
         "batch_size": args.batch_size,
         "image_size": args.image_size[0][1],
-        "size_divisor": PRESETS[args.model].size_divisor,
+        "size_divisor": model_config(args).size_divisor,
         "empty_ratio": args.empty_ratio,
         "seed": args.seed,
     }
@@ -94,8 +94,9 @@ def train(args: argparse.Namespace) -> None:
     if args.resume and not run.arguments:
         sys.exit(f"--resume: {args.output_dir} holds no run. Start it without --resume.")
     changed = run.changed_arguments(args) if args.resume else {}
-    if "model" in changed:
-        sys.exit(f"--resume: {args.output_dir} holds a run of {changed['model'][0]}, not of {args.model}.")
+    for name in changed.keys() & {"model", "config"}:
+        before, now = changed[name]
+        sys.exit(f"--resume: {args.output_dir} holds a run of {before}, not of {now}.")
 
     # 1. Accelerator and seed
     accelerator = Accelerator(
@@ -131,7 +132,7 @@ def train(args: argparse.Namespace) -> None:
     try:
         with accelerator.local_main_process_first():
             splits, sampler = prepare_data(args)
-        model = build_model(args.model, loss=args.loss)
+        model = AutoModelForSemanticSegmentation.from_config(model_config(args))
         report = initialize_from(model, args.init_from) if args.init_from else None
     except (OSError, ValueError) as error:
         sys.exit(f"train.py: error: {error}")

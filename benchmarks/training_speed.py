@@ -104,7 +104,7 @@ def main() -> None:
         raise SystemExit(f"An epoch has {len(steps)} batches, none beyond the {WARM_UP} that are not timed.")
     possible = max(possible, matrix_product_rate())
 
-    shapes = model_of_shapes(args.model)
+    shapes = model_of_shapes(PRESETS[args.model])
     print(f"{args.model}, {memory_format}, batches of {args.batch_size}, {args.threads} threads")
     print(f"{'crop':>9}{'s/step':>9}{'waiting':>10}{'GFLOP/step':>12}{'GFLOP/s':>10}")
     total = total_waited = total_gflop = 0.0

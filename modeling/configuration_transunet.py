@@ -102,7 +102,7 @@ class TransUNetConfig(PreTrainedConfig):
         scale_embedding (`bool`, defaults to `False`): multiply the patch embeddings by the square root of
             `hidden_size` before the position embeddings are added.
         hidden_size (`int`, defaults to 256): width of the transformer.
-        num_hidden_layers (`int`, defaults to 4): its layers.
+        num_hidden_layers (`int`, defaults to 4): its layers; with 0 the tokens pass as they are embedded.
         num_attention_heads (`int`, defaults to 8): its attention heads.
         head_dim (`int`, defaults to 32): width of each head.
         intermediate_size (`int`, defaults to 1024): width inside its MLPs.
@@ -245,7 +245,6 @@ class TransUNetConfig(PreTrainedConfig):
         positive = (
             *self.position_grid,
             self.hidden_size,
-            self.num_hidden_layers,
             self.num_attention_heads,
             self.head_dim,
             self.intermediate_size,
@@ -253,7 +252,7 @@ class TransUNetConfig(PreTrainedConfig):
             *self.decoder_hidden_sizes,
             *(size for size in (self.projection_size, self.input_skip_size, self.head_hidden_size) if size is not None),
         )
-        if min(positive) < 1:
+        if min(positive) < 1 or self.num_hidden_layers < 0:
             raise ValueError("Sizes, depths and numbers of layers and heads must be positive.")
         if self.projection_kernel_size % 2 == 0:
             raise ValueError(f"projection_kernel_size must be odd, but is {self.projection_kernel_size}.")

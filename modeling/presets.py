@@ -71,13 +71,16 @@ def preset_config(name: str, **overrides) -> PreTrainedConfig:
     """A copy of the preset's configuration, with `overrides` set on it.
 
     Raises:
-        ValueError: an unknown preset.
+        ValueError: an unknown preset, or a field that its configuration does not have.
         StrictDataclassError: an override that the configuration rejects.
     """
     if name not in PRESETS:
         raise ValueError(f"Unknown preset {name!r}; choose one of {', '.join(PRESETS)}.")
     config = deepcopy(PRESETS[name])
-    return type(config)(**{**config.to_dict(), **overrides}) if overrides else config
+    fields = config.to_dict()
+    if unknown := sorted(overrides.keys() - fields.keys()):
+        raise ValueError(f"{type(config).__name__} has no {', '.join(unknown)}; it has {', '.join(fields)}.")
+    return type(config)(**fields | overrides) if overrides else config
 
 
 def build_model(name: str, **overrides) -> PreTrainedModel:

@@ -46,6 +46,12 @@ class TestRun:
             assert processor.size_divisor == model.config.size_divisor == 2
         assert json.loads((folder / "last" / "metrics.json").read_text())["epoch"] == 2
 
+    def test_a_preset_with_another_configuration(self, run):
+        folder = run("--epochs", "1", "--config", "hidden_sizes=[4, 6, 8]", "encoder_depths=[1, 2, 1]")
+        config = AutoModelForSemanticSegmentation.from_pretrained(folder / "best").config
+        assert (config.hidden_sizes, config.encoder_depths) == ([4, 6, 8], [1, 2, 1])
+        assert AutoImageProcessor.from_pretrained(folder / "best").size_divisor == config.size_divisor == 4
+
     def test_training_lowers_the_loss(self, run):
         rows = read_log(run("--epochs", "6", "--learning_rate", "0.01", "--validate_every", "6", "--loss", "bce"))
         assert rows[-1]["train_loss"] < 0.7 * rows[0]["train_loss"]

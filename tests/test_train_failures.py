@@ -44,10 +44,19 @@ class TestArguments:
         with pytest.raises(SystemExit, match="holds a run of tiny, not of other"):
             run("--model", "other", "--resume")
 
+    def test_a_run_of_another_configuration(self, run):
+        run("--epochs", "1")
+        with pytest.raises(SystemExit, match=r"holds a run of {}, not of {'hidden_sizes': \[4, 6\]}"):
+            run("--config", "hidden_sizes=[4, 6]", "--resume")
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             (["--model", "resnet"], "invalid choice: 'resnet'"),
+            (["--config", "depth"], "'depth' is not NAME=VALUE"),
+            (["--config", "depth=3"], "UNetConfig has no depth; it has "),
+            (["--config", "hidden_sizes=8"], "expected"),
+            (["--config", "loss=bce"], "an option of its own, --loss"),
             (["--image_size", "large"], "not PIXELS"),
             (["--image_size", "192@60%"], "first stage"),
             (["--image_size", "16"], "at least 32 pixels"),

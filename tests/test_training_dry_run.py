@@ -61,7 +61,7 @@ class TestCost:
         for module in model.modules():
             module.register_forward_hook(count)
         model(pixel_values=torch.randn(2, 3, 64, 96))
-        cost = step_cost(model_of_shapes(name), 2, 64, 96)
+        cost = step_cost(model_of_shapes(model.config), 2, 64, 96)
         attention = cost.forward_flops - counted  # products of queries, keys and values are no layer
         assert (attention == 0) if name == "unet-5level" else (0 < attention < 0.1 * counted)
         assert cost.flops == 3 * cost.forward_flops
@@ -81,6 +81,4 @@ class TestCost:
             output = model(pixel_values=pixel_values)
         measured = sum(size for address, size in kept.items() if address not in parameters)
         assert output.logits.shape == (2, 1, 64, 96)
-        assert step_cost(model_of_shapes("unet-5level"), 2, 64, 96).activation_bytes == pytest.approx(
-            measured, rel=0.05
-        )
+        assert step_cost(model_of_shapes(model.config), 2, 64, 96).activation_bytes == pytest.approx(measured, rel=0.05)

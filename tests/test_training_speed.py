@@ -18,7 +18,7 @@ def test_rates_follow_from_the_timed_steps(phantom_dataset_dir, monkeypatch, cap
     output = capsys.readouterr().out
     steps = re.findall(r"^ +(\d+)x(\d+) +([\d.]+) +([\d.]+)% +([\d.]+) +([\d.]+)$", output, re.MULTILINE)
     assert len(steps) == 2
-    shapes = model_of_shapes("unet-5level")
+    shapes = model_of_shapes(PRESETS["unet-5level"])
     for height, width, _, waiting, gflop, _ in steps:
         assert (height, width) == ("96", "96")
         assert float(gflop) == pytest.approx(step_cost(shapes, 4, int(height), int(width)).flops / 1e9, abs=0.06)

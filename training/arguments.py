@@ -3,13 +3,15 @@
 import argparse
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
+
 from evaluate import CHANNELS
 from modeling import PRESETS
 from modeling.hub import HubError, check_destination
 from modeling.losses import LOSSES
 from modeling.pretrained import SOURCES
 
-from .recipe import OPTIMIZERS, parse_stage
+from .recipe import OPTIMIZERS, model_config, parse_override, parse_stage
 from .trackers import TRACKERS, check_tracker
 
 
@@ -45,6 +47,13 @@ def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
         parser.error("--folds and --fold go together, for instance `--folds 5 --fold 0`.")
     if args.folds is not None and (args.folds < 2 or not 0 <= args.fold < args.folds):
         parser.error(f"--fold {args.fold} of --folds {args.folds}: at least 2 folds, counted from 0.")
+    args.config = dict(args.config)
+    if "loss" in args.config:
+        parser.error("--config loss=...: the loss has an option of its own, --loss.")
+    try:
+        model_config(args)
+    except (ValueError, StrictDataclassError) as error:
+        parser.error(f"--config: {error}")
     args.image_size = sorted(args.image_size)
     if args.image_size[0][0] != 0:
         parser.error("--image_size needs a first stage without @, for instance `128 256@80%`.")
@@ -62,6 +71,14 @@ def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
 
 def add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", required=True, choices=list(PRESETS), help="preset")
+    group.add_argument(
+        "--config",
+        nargs="+",
+        type=parse_override,
+        default=[],
+        metavar="NAME=VALUE",
+        help="fields of the preset's configuration to change, such as `num_hidden_layers=2`",
+    )
     group.add_argument("--init_from", metavar="SOURCE", help="starting weights: " + SOURCES.replace("%", "%%"))
     group.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
     group.add_argument(

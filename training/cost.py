@@ -5,9 +5,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
-
-from modeling import build_model
+from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 
 # A step as a multiple of its forward pass: the backward pass takes a product for the gradients of the inputs and one
 # for those of the weights. (PyTorch's counter gets the latter wrong for grouped convolutions.)
@@ -31,9 +29,10 @@ class StepCost(NamedTuple):
         return STEP * self.forward_flops
 
 
-def model_of_shapes(preset: str) -> PreTrainedModel:
-    """The preset's model on the `meta` device, in training mode: parameters without values."""
-    return build_model(preset).to("meta").train()
+def model_of_shapes(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model on the `meta` device, in training mode: parameters without values."""
+    with torch.device("meta"):
+        return AutoModelForSemanticSegmentation.from_config(config).train()
 
 
 def step_cost(model: PreTrainedModel, batch_size: int, height: int, width: int) -> StepCost:

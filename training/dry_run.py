@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from hub_dataset.loading import LesionBatchSampler
 
 from .cost import model_of_shapes, step_cost
-from .recipe import image_size_at
+from .recipe import image_size_at, model_config
 
 TIMED_STEPS = 3
 OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1}  # values kept per parameter
@@ -40,7 +40,7 @@ def print_estimate(
         validate_patient: predicts and scores one patient.
         num_patients: how many there are to validate.
     """
-    shapes = model_of_shapes(args.model)
+    shapes = model_of_shapes(model_config(args))
     if args.gradient_checkpointing:
         shapes.activation_checkpointing_enable()
     share = args.batch_size // accelerator.num_processes

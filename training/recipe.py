@@ -1,11 +1,14 @@
-"""Parts of the training recipe: stages of image size, optimiser, moving average of the weights."""
+"""Parts of the training recipe: changes to a preset, stages of image size, optimiser, moving average of the weights."""
 
 import argparse
+import json
 import math
 from collections.abc import Callable
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from modeling.presets import preset_config
 
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -20,6 +23,26 @@ def parse_stage(text: str) -> tuple[float, int]:
     if not 0 <= stage[0] < 1 or stage[1] < 32:
         raise argparse.ArgumentTypeError(f"{text!r}: at least 32 pixels, from 0% to under 100%")
     return stage
+
+
+def parse_override(text: str) -> tuple[str, object]:
+    """`num_hidden_layers=2` -> ("num_hidden_layers", 2): a field of a configuration and its value, in JSON or text."""
+    name, found, value = text.partition("=")
+    if not found or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as num_hidden_layers=2")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def model_config(args: argparse.Namespace) -> PreTrainedConfig:
+    """The configuration of the model that `args` describe.
+
+    Raises:
+        ValueError, StrictDataclassError: as `preset_config`.
+    """
+    return preset_config(args.model, **args.config, loss=args.loss)
 
 
 def image_size_at(stages: list[tuple[float, int]], epoch: int, epochs: int) -> int:
