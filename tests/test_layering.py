@@ -18,6 +18,7 @@ ALLOWED = {
     "app": {"modeling", "space"},
     "examples": {"modeling", "hub_dataset"},
     "benchmarks": {"modeling", "hub_dataset", "evaluate", "training"},
+    "experiments": {"modeling", "hub_dataset", "training"},
 }
 TRAVELLING_LIBRARIES = {"torch", "numpy", "PIL", "transformers", "huggingface_hub"}
 

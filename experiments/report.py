@@ -1,0 +1,171 @@
+"""Tables and figure of the experiments, as docs/results.md shows them.
+
+    python -m experiments.report --output runs/experiments [--figure docs/figures/experiments.png]
+
+Scores are per patient, after post-processing, of the last weights on patients who were not trained on and chose
+nothing. A difference is taken patient by patient from the row above it that says "reference"; its interval, like all,
+is a 95 % bootstrap over patients. Where it does not hold 0, the change is beyond what these patients leave to chance;
+one training of each cannot tell how much is due to its random numbers.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from experiments.run import Score
+from modeling.metrics import bootstrap_interval
+
+
+@dataclass(frozen=True)
+class Table:
+    """One question: its rows, what each is called, the first being what the others are compared with."""
+
+    title: str
+    rows: dict[str, Score]
+
+
+TABLES = (
+    Table(
+        "Loss",
+        {
+            "BCE + Dice (reference)": Score("baseline"),
+            "Dice": Score("loss-dice"),
+            "BCE": Score("loss-bce"),
+        },
+    ),
+    Table(
+        "Channels",
+        {
+            "all, tested on all (reference)": Score("baseline"),
+            "all, tested on FLAIR": Score("baseline", channels="flair"),
+            "FLAIR, tested on FLAIR": Score("flair", channels="flair"),
+            "FLAIR, tested on all": Score("flair"),
+        },
+    ),
+    Table(
+        "Architecture",
+        {
+            "TransUNet, small (reference)": Score("baseline"),
+            "the same without its transformer layers": Score("no-attention"),
+            "U-Net, five levels": Score("unet-5level"),
+            "U-Net, four levels": Score("unet-4level"),
+        },
+    ),
+    Table(
+        "Leak",
+        {
+            "split by patient (reference)": Score("baseline", variant="by-slice"),
+            "split by slice": Score("by-slice", variant="by-slice"),
+        },
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What evaluate.py wrote of one model: Dice of each patient, by name, and the summary."""
+
+    dice: dict[str, float]
+    summary: dict
+
+
+def read_scores(folder: Path, what: Score) -> Scores:
+    """The scores of a model.
+
+    Raises:
+        FileNotFoundError: it has not been scored yet.
+    """
+    file = folder / "scores" / f"{what.name}.json"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{file} is missing: `python -m experiments.run --only {what.experiment} ...` makes it."
+        )
+    result = json.loads(file.read_text(encoding="utf-8"))
+    return Scores(
+        {patient["patient_id"]: patient["postprocessed"]["dice"] for patient in result["patients"]},
+        result["summary"]["postprocessed"],
+    )
+
+
+def differences(scores: Scores, reference: Scores) -> np.ndarray:
+    """Dice less the reference's, patient by patient: (N,).
+
+    Raises:
+        ValueError: scores of different patients.
+    """
+    if scores.dice.keys() != reference.dice.keys():
+        raise ValueError("The scores are of different patients; repeat the experiments into an empty folder.")
+    return np.array([scores.dice[patient] - reference.dice[patient] for patient in sorted(scores.dice)])
+
+
+def row(name: str, scores: Scores, reference: Scores | None) -> list[str]:
+    low, high = bootstrap_interval(list(scores.dice.values()))
+    cells = [name, f"{scores.summary['dice_mean']:.3f} ({low:.3f} to {high:.3f})"]
+    if reference is None:
+        cells.append("")
+    else:
+        change = differences(scores, reference)
+        low, high = bootstrap_interval(change)
+        cells.append(f"{change.mean():+.3f} ({low:+.3f} to {high:+.3f})")
+    cells += [f"{scores.summary[key]:.3f}" for key in ("dice_median", "lesion_slice_dice")]
+    return [*cells, f"{100 * scores.summary['false_alarm_rate']:.1f} %"]
+
+
+def format_table(table: Table, folder: Path) -> str:
+    """A table in Markdown."""
+    scores = {name: read_scores(folder, what) for name, what in table.rows.items()}
+    reference = next(iter(scores.values()))
+    header = [table.title, "Dice per patient, mean", "difference", "median", "lesion slices", "false alarms"]
+    rows = [row(name, of, None if of is reference else reference) for name, of in scores.items()]
+    count = f"{len(reference.dice)} patients, {reference.summary['lesion_slices']} slices with a lesion and "
+    count += f"{reference.summary['empty_slices']} without"
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+    return "\n".join([*lines, "", count, ""])
+
+
+def draw(folder: Path, path: Path) -> None:
+    """Write a figure: for each table, the Dice of every patient, and the mean with its interval."""
+    from matplotlib.figure import Figure
+
+    heights = [len(table.rows) for table in TABLES]
+    figure = Figure(figsize=(7.5, 0.42 * sum(heights) + 0.5 * len(TABLES) + 0.6), dpi=150, layout="constrained")
+    axes = figure.subplots(len(TABLES), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, table in zip(axes, TABLES, strict=True):
+        for place, what in enumerate(table.rows.values()):
+            dice = np.array(list(read_scores(folder, what).dice.values()))
+            low, high = bootstrap_interval(dice)
+            ax.plot(dice, np.full(dice.size, place), "o", color="#0072b2", alpha=0.25, markersize=5, markeredgewidth=0)
+            ax.plot([low, high], [place, place], color="#d55e00", linewidth=2)
+            ax.plot(dice.mean(), place, "D", color="#d55e00", markersize=6)
+        ax.set_yticks(range(len(table.rows)), [name.removesuffix(" (reference)") for name in table.rows], fontsize=8)
+        ax.set_ylim(len(table.rows) - 0.5, -0.5)
+        ax.set_title(table.title, loc="left", fontsize=9, fontweight="bold")
+        ax.grid(axis="x", color="0.9", linewidth=0.6)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.tick_params(left=False, labelsize=8)
+    axes[-1].set_xlabel("Dice of a patient; mean and its 95 % interval", fontsize=8)
+    axes[-1].set_xlim(0, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, type=Path, help="folder that experiments.run wrote")
+    parser.add_argument("--figure", type=Path, help="Dice of every patient (PNG)")
+    args = parser.parse_args(argv)
+    try:
+        print("\n".join(format_table(table, args.output) for table in TABLES))
+        if args.figure:
+            draw(args.output, args.figure)
+    except (OSError, ValueError) as error:
+        sys.exit(f"experiments.report: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

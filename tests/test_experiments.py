@@ -1,0 +1,84 @@
+"""experiments/: variants of the dataset, trainings that go on where they stood, tables of their scores."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import load_dataset
+
+from experiments import report, run
+from experiments.run import Experiment, Score
+from hub_dataset.loading import load_splits
+from training.folds import split_by_fold
+
+TINY = ("--model", "unet-5level", "--config", "hidden_sizes=[4, 8]", "encoder_depths=[1, 1]", "--epochs", "1")
+
+
+def slices_of(split) -> set[tuple[str, int]]:
+    return set(zip(split["patient_id"], split["slice_index"], strict=True))
+
+
+def test_variants_differ_in_the_leak_alone(phantom_dataset_dir, tmp_path):
+    run.write_variants(str(phantom_dataset_dir), tmp_path)
+    apart, leaking = (load_dataset(str(tmp_path / name)) for name in ("by-patient", "by-slice"))
+    held_out = set(apart["validation"]["patient_id"])
+    assert held_out.isdisjoint(apart["train"]["patient_id"])
+    assert held_out == set(leaking["validation"]["patient_id"])
+    assert {index % 2 for index in leaking["validation"]["slice_index"]} == {0}
+    assert slices_of(leaking["validation"]) <= slices_of(apart["validation"])
+
+    assert slices_of(leaking["train"]).isdisjoint(slices_of(leaking["validation"]))
+    assert slices_of(apart["validation"]) - slices_of(leaking["validation"]) <= slices_of(leaking["train"])
+    for column in ("has_lesion", "image"):
+        assert len(leaking["train"]) == len(apart["train"]) == len(leaking["train"][column])
+    assert sum(leaking["train"]["has_lesion"]) == sum(apart["train"]["has_lesion"])
+
+    source = split_by_fold(load_splits(str(phantom_dataset_dir)), run.FOLDS, 0)["validation"]
+    np.testing.assert_array_equal(apart["validation"][3]["image"], source[3]["image"])
+
+
+def test_runs_what_is_missing_and_reports_it(phantom_dataset_dir, tmp_path, monkeypatch, capsys):
+    experiments = {"small": Experiment(TINY), "leaking": Experiment((*TINY, "--loss", "dice"), "by-slice")}
+    monkeypatch.setattr(run, "EXPERIMENTS", experiments)
+    scores = (Score("small"), Score("small", variant="by-slice"), Score("leaking", variant="by-slice"))
+    monkeypatch.setattr(run, "SCORES", scores)
+    monkeypatch.setattr(run, "SMALL", ("--image_size", "32", "--batch_size", "4", "--num_workers", "0"))
+    arguments = ["--dataset", str(phantom_dataset_dir), "--output", str(tmp_path)]
+    run.main([*arguments, "--only", "small"])
+    assert sorted(file.name for file in (tmp_path / "scores").glob("*.json")) == [
+        "small.all.by-patient.json",
+        "small.all.by-slice.json",
+    ]
+    tables = (report.Table("Leak", {"by patient (reference)": scores[1], "by slice": scores[2]}),)
+    monkeypatch.setattr(report, "TABLES", tables)
+    with pytest.raises(SystemExit, match=r"leaking\.all\.by-slice\.json is missing"):
+        report.main(["--output", str(tmp_path)])
+
+    commands = []
+    real = run.run
+    monkeypatch.setattr(run, "run", lambda *command: (commands.append(command), real(*command)))
+    run.main(arguments)
+    assert [next(part for part in command if part.endswith(".py")) for command in commands] == [
+        "train.py",
+        "evaluate.py",
+    ]
+    assert json.loads((tmp_path / "leaking" / "best" / "config.json").read_text())["loss"] == "dice"
+
+    capsys.readouterr()
+    report.main(["--output", str(tmp_path), "--figure", str(tmp_path / "figure.png")])
+    lines = capsys.readouterr().out.splitlines()
+    reference, leaking = (
+        json.loads((tmp_path / "scores" / f"{score.name}.json").read_text())["summary"]["postprocessed"]["dice_mean"]
+        for score in scores[1:]
+    )
+    assert lines[2].startswith(f"| by patient (reference) | {reference:.3f} (")
+    assert lines[3].startswith(f"| by slice | {leaking:.3f} (")
+    assert f"| {leaking - reference:+.3f} (" in lines[3]
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_scores_of_different_patients_are_not_compared():
+    one, other = report.Scores({"a": 0.5, "b": 0.7}, {}), report.Scores({"a": 0.6, "b": 0.4}, {})
+    np.testing.assert_allclose(report.differences(one, other), [-0.1, 0.3])
+    with pytest.raises(ValueError, match="different patients"):
+        report.differences(one, report.Scores({"a": 0.6}, {}))
