@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from evaluate import load_checkpoint, write_atomically
 from modeling.dicom_segmentation import DicomSegmentationError, write_dicom_segmentation
-from modeling.inference import CROP_MARGIN, SCREENING_STRIDE, check_threshold
+from modeling.inference import CROP_MARGIN, ENGINES, SCREENING_STRIDE, check_threshold
 from modeling.measurements import measure_volume
 from modeling.nifti_files import write_nifti
 from modeling.postprocessing import postprocess_volume
@@ -41,6 +41,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("patients", nargs="+", type=Path, metavar="PATIENT", help="a folder or a file, one per patient")
     parser.add_argument("--checkpoint", required=True, help="a saved model's folder, or USER/NAME on the Hub")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="made where it does not exist")
+    parser.add_argument("--engine", choices=ENGINES, default="torch", help="onnxruntime: faster, on the CPU alone")
     parser.add_argument("--threshold", type=float, default=0.5, help="probability from which a voxel counts as lesion")
     parser.add_argument("--no_postprocessing", action="store_true", help="keep small islands and holes")
     parser.add_argument("--batch_size", type=int, default=1, help="slices computed in one forward pass")
@@ -161,12 +162,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         check_threshold(args.threshold)
         paths = name_patients(args.patients)
-        model, processor = load_checkpoint(args.checkpoint)
+        model, processor = load_checkpoint(args.checkpoint, args.engine)
+        if args.engine == "torch":
+            model.to(state.device)
         options = {
             "batch_size": args.batch_size,
             "screening_stride": args.screening_stride,
             "crop_margin": None if args.whole_frame else CROP_MARGIN,
         }
+        # Neither device nor engine, which change no more than the rounding.
         made_with = {"weights": weights_fingerprint(model), "processor": processor.to_dict(), "options": options}
         store = PredictionStore(args.output / "probabilities", made_with)
     except (OSError, ValueError) as error:
@@ -178,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     failures: dict[str, str] = {}
     done = segment_dataset(
-        model.to(state.device),
+        model,
         processor,
         {name: lambda name=name: read(name).slices for name in paths},
         store,
