@@ -6,8 +6,8 @@
 Parts, all in one run, so that their ratios hold on a machine that others use too:
 
 - `patients`: uint8 slices in memory to the post-processed mask, the straightforward way (eager, NCHW, batch norm apart,
-  whole frames, slice by slice) against `segment_volume`, in turns for each patient, with the Dice of both; then with
-  one shortcut less at a time. Needs `--dataset`.
+  whole frames, slice by slice) against `segment_volume`, in turns for each patient, with the Dice of both; then in
+  ONNX Runtime, where it and the exporter are installed, and with one shortcut less at a time. Needs `--dataset`.
 - `slice`: one forward pass at 256x256, against ONNX Runtime, segmentation_models_pytorch's U-Net with a ResNet-34 and
   MONAI's BasicUNet where these are installed (the latter two in an environment of their own; weights play no part), as
   GFLOP/s and as a share of this machine's rate of matrix products.
@@ -22,9 +22,8 @@ import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -38,8 +37,10 @@ from hub_dataset.phantom import phantom_volume
 from modeling.image_processing_brain_mri import FLAIR
 from modeling.inference import load_model, segment_volume
 from modeling.metrics import score_volume
-from modeling.onnx_export import export_onnx
 from modeling.postprocessing import postprocess_volume
+
+if TYPE_CHECKING:
+    from modeling.onnx_inference import OnnxModel
 
 PARTS = ("patients", "slice", "growth", "options", "start")
 SIZE = 256  # pixels
@@ -80,13 +81,17 @@ def straightforward(model: nn.Module, processor, slices: np.ndarray) -> np.ndarr
     return postprocess_volume(np.stack(masks))
 
 
-def compare_patients(args: argparse.Namespace, plain: nn.Module, model: nn.Module, processor) -> None:
+def compare_patients(
+    args: argparse.Namespace, plain: nn.Module, model: nn.Module, onnx_model: "OnnxModel | None", processor
+) -> None:
     split = load_splits(args.dataset)[args.split]
     rows_of = group_by_patient(split)
     ways = {
         "straightforward": lambda slices: straightforward(plain, processor, slices),
         "segment_volume": lambda slices: segment_volume(model, processor, slices).mask,
     }
+    if onnx_model:
+        ways["in ONNX Runtime"] = lambda slices: segment_volume(onnx_model, processor, slices).mask
     for name, options in WITHOUT.items():
         ways[f"without {name}"] = lambda slices, options=options: (
             segment_volume(model, processor, slices, **options).mask
@@ -120,7 +125,9 @@ def fastest(work, repeats: int) -> float:
     return min(seconds(work) for _ in range(repeats))
 
 
-def compare_slices(args: argparse.Namespace, plain: nn.Module, model: nn.Module) -> None:
+def compare_slices(
+    args: argparse.Namespace, plain: nn.Module, model: nn.Module, onnx_model: "OnnxModel | None"
+) -> None:
     networks = {"straightforward": (plain, torch.contiguous_format), "load_model": (model, torch.channels_last)}
     if importlib.util.find_spec("segmentation_models_pytorch"):
         import segmentation_models_pytorch
@@ -149,23 +156,10 @@ def compare_slices(args: argparse.Namespace, plain: nn.Module, model: nn.Module)
             f"{name:24}{1000 * duration:8.0f}{operations:8.1f}{operations / duration:9.0f}"
             f"{100 * operations / duration / rate:7.0f}%"
         )
-    if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
-        run = onnx_session(model)
-        pixel_values = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE), dtype=np.float32)
-        duration = fastest(lambda: run(pixel_values), args.repeats)
+    if onnx_model:
+        pixel_values = torch.randn(1, 3, SIZE, SIZE)
+        duration = fastest(lambda: onnx_model(pixel_values), args.repeats)
         print(f"{'ONNX Runtime':24}{1000 * duration:8.0f}")
-
-
-def onnx_session(model: nn.Module) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """`model` in ONNX Runtime, with PyTorch's number of threads."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder:
-        export_onnx(model, f"{folder}/model.onnx")
-        session = onnxruntime.InferenceSession(f"{folder}/model.onnx", options, providers=["CPUExecutionProvider"])
-    return lambda pixel_values: session.run(None, {"pixel_values": pixel_values})
 
 
 def phantom(num_slices: int, size: int = SIZE) -> np.ndarray:
@@ -240,11 +234,15 @@ def main() -> None:
         return first_answer(args)
     model, processor = load_model(args.checkpoint)
     plain = load_model(args.checkpoint, fold=False)[0].to(memory_format=torch.contiguous_format)
+    onnx_model = None
+    installed = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+    if installed and not {"patients", "slice"}.isdisjoint(args.parts):
+        onnx_model, _ = load_model(args.checkpoint, engine="onnxruntime")
     print(f"{args.checkpoint} ({model.config.model_type}), {torch.get_num_threads()} threads")
     if "patients" in args.parts:
-        compare_patients(args, plain, model, processor)
+        compare_patients(args, plain, model, onnx_model, processor)
     if "slice" in args.parts:
-        compare_slices(args, plain, model)
+        compare_slices(args, plain, model, onnx_model)
     if "growth" in args.parts:
         show_growth(model, processor)
     if "options" in args.parts:
