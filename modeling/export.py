@@ -1,8 +1,11 @@
-"""Store a trained checkpoint in half precision, for shipping.
+"""Store a trained checkpoint in half precision, for shipping; of several, the mean.
 
     python -m modeling.export runs/unet-5level/best checkpoints/unet-5level
+    python -m modeling.export checkpoints/unet-5level runs/fine-tuned/best averaged
 
 The weights take half the space on disk; `from_pretrained` still gives a float32 model, which CPUs compute faster.
+Averaging helps checkpoints that were fine-tuned from one another or from the same weights, "model soups" (Wortsman et
+al. 2022, arXiv 2203.05482, section 2, the uniform one); of others it gives no model of use.
 """
 
 import argparse
@@ -10,23 +13,50 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
 
-def export_checkpoint(source: str, folder: Path) -> None:
-    """Write the model of `source`, a folder or Hub id, to `folder` in float16, with its configuration and processor.
+def load_average(sources: Sequence[str]) -> PreTrainedModel:
+    """The model whose weights and running statistics are the mean of those of `sources`, folders or Hub ids.
+
+    Raises:
+        OSError: no checkpoint under one of the names.
+        ValueError: models of different configurations.
+    """
+    model, *others = (
+        AutoModelForSemanticSegmentation.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        for source in sources
+    )
+    weights = model.state_dict()
+    for source, other in zip(sources[1:], others, strict=True):
+        if other.config.to_diff_dict() != model.config.to_diff_dict():
+            raise ValueError(
+                f"{sources[0]} and {source} have different configurations; only equal ones can be averaged."
+            )
+        for name, tensor in other.state_dict().items():
+            if tensor.is_floating_point():
+                weights[name] += tensor
+    for tensor in weights.values():
+        if tensor.is_floating_point():
+            tensor /= len(sources)
+    return model
+
+
+def export_checkpoint(sources: Sequence[str], folder: Path) -> None:
+    """Write the mean of the models `sources` to `folder` in float16, with the first one's configuration and processor.
 
     Files of the same names are replaced, others (a card, say) stay. `config.json` names float32, the dtype to load.
 
     Raises:
-        OSError: no checkpoint under that name.
-        ValueError: a weight that float16 cannot hold.
+        OSError: no checkpoint under one of the names, folders or Hub ids.
+        ValueError: models of different configurations, or a weight that float16 cannot hold.
     """
-    model = AutoModelForSemanticSegmentation.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-    processor = AutoImageProcessor.from_pretrained(source)
+    model = load_average(sources)
+    processor = AutoImageProcessor.from_pretrained(sources[0])
     limit = torch.finfo(torch.float16).max
     too_large = [
         name
@@ -49,11 +79,13 @@ def export_checkpoint(source: str, folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="folder with a trained checkpoint, or USER/NAME on the Hub")
+    parser.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="folder with a trained checkpoint, or USER/NAME on the Hub"
+    )
     parser.add_argument("folder", type=Path, help="where to write it, such as checkpoints/PRESET")
     args = parser.parse_args(argv)
     try:
-        export_checkpoint(args.source, args.folder)
+        export_checkpoint(args.sources, args.folder)
     except (OSError, ValueError) as error:
         sys.exit(f"modeling.export: error: {error}")
     size = (args.folder / "model.safetensors").stat().st_size

@@ -36,7 +36,7 @@ def test_stores_float16_and_loads_as_float32(checkpoint, tmp_path, capsys):
 def test_a_card_beside_the_weights_stays(checkpoint, tmp_path):
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "README.md").write_text("card")
-    export_checkpoint(str(checkpoint), tmp_path / "target")
+    export_checkpoint([str(checkpoint)], tmp_path / "target")
     assert sorted(path.name for path in (tmp_path / "target").iterdir()) == [
         "README.md",
         "config.json",
@@ -54,10 +54,31 @@ def test_values_beyond_half_precision_are_refused(checkpoint, tmp_path, value):
         model.head.weight[0, 0, 0, 0] = value
     model.save_pretrained(checkpoint)
     with pytest.raises(ValueError, match=r"head\.weight"):
-        export_checkpoint(str(checkpoint), tmp_path / "target")
+        export_checkpoint([str(checkpoint)], tmp_path / "target")
     assert not (tmp_path / "target").exists()
 
 
 def test_no_checkpoint(tmp_path):
     with pytest.raises(SystemExit, match="error"):
         main([str(tmp_path / "nothing"), str(tmp_path / "target")])
+
+
+def test_several_are_averaged(checkpoint, tmp_path):
+    first = load_file(checkpoint / "model.safetensors")
+    sources = [str(checkpoint)]
+    for factor in (2.0, 6.0):
+        model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint)
+        model.load_state_dict({name: factor * tensor for name, tensor in model.state_dict().items()})
+        model.save_pretrained(tmp_path / f"{factor}")
+        sources.append(str(tmp_path / f"{factor}"))
+    main([*sources, str(tmp_path / "mean")])
+    for name, tensor in load_file(tmp_path / "mean" / "model.safetensors").items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor.float(), 3 * first[name], rtol=1e-3, atol=1e-4)
+
+
+def test_other_architectures_are_not_averaged(checkpoint, tmp_path):
+    UNetForSemanticSegmentation(UNetConfig(hidden_sizes=[4, 6], encoder_depths=[1, 1])).save_pretrained(tmp_path / "b")
+    with pytest.raises(SystemExit, match="different configurations"):
+        main([str(checkpoint), str(tmp_path / "b"), str(tmp_path / "target")])
+    assert not (tmp_path / "target").exists()

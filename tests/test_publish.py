@@ -100,7 +100,7 @@ def test_anyone_loads_it_without_this_repository(preset, tmp_path, hub, publish,
 
 def test_half_precision_and_shards_load_and_a_revision_pins(tmp_path, hub, publish, load_alone):
     sharded = save_checkpoint(tmp_path / "sharded", max_shard_size="10KB")
-    export_checkpoint(str(sharded), tmp_path / "half")
+    export_checkpoint([str(sharded)], tmp_path / "half")
     assert publish(sharded, "alice/model").returncode == 0
     assert len([name for name in hub.names("models", "alice/model") if name.endswith(".safetensors")]) > 1
     repo = hub.repositories["models", "alice/model"]
