@@ -12,7 +12,9 @@ Each folder of predictions is one model, called after the folder. Prints tables 
 - Dice of slices with a lesion, in three equal groups by the lesion's area and by how irregular its outline is
   (perimeter^2 / (4 pi area), 1 for a disc), for the patients' slices together;
 - calibration: how often a voxel with a given probability is lesion, the expected calibration error, and the temperature
-  that gives the lowest cross-entropy (Guo et al. 2017, arXiv 1706.04599, section 4.2), fitted on these very patients.
+  that gives the lowest cross-entropy (Guo et al. 2017, arXiv 1706.04599, section 4.2). That is fitted on these very
+  patients, so it is judged by leaving out one at a time: each is scaled by the temperature fitted on the others.
+  Probabilities are those of the model with the temperature that its configuration already has.
 """
 
 import argparse
@@ -117,13 +119,35 @@ def reliability(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarra
 
 def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
     """The divisor of the logits that gives the lowest mean cross-entropy."""
-    logits = logit(np.clip(probabilities.astype(np.float64), SMALLEST, 1 - SMALLEST))
+    return float(
+        np.exp(
+            minimize_scalar(
+                lambda log_temperature: cross_entropy(scale(probabilities, np.exp(log_temperature)), truth),
+                bounds=(-1.5, 1.5),
+                method="bounded",
+            ).x
+        )
+    )
 
-    def cross_entropy(log_temperature: float) -> float:
-        p = expit(logits / np.exp(log_temperature))
-        return -np.mean(np.where(truth, np.log(p), np.log1p(-p)))
 
-    return float(np.exp(minimize_scalar(cross_entropy, bounds=(-1.5, 1.5), method="bounded").x))
+def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities whose logits are divided by `temperature`."""
+    return expit(logit(np.clip(probabilities.astype(np.float64), SMALLEST, 1 - SMALLEST)) / temperature)
+
+
+def cross_entropy(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """Mean over the voxels."""
+    p = np.clip(probabilities.astype(np.float64), SMALLEST, 1 - SMALLEST)
+    return float(-np.mean(np.where(truth, np.log(p), np.log1p(-p))))
+
+
+def scale_by_the_others(probabilities: list[np.ndarray], truths: list[np.ndarray]) -> list[np.ndarray]:
+    """Each patient's voxels, scaled by the temperature fitted on all other patients'."""
+    scaled = []
+    for index, own in enumerate(probabilities):
+        others, their_truth = (np.concatenate(of[:index] + of[index + 1 :]) for of in (probabilities, truths))
+        scaled.append(scale(own, fit_temperature(others, their_truth)))
+    return scaled
 
 
 def calibration_error(count: np.ndarray, mean: np.ndarray, share: np.ndarray) -> float:
@@ -168,8 +192,9 @@ def main() -> None:
     lesion = [truth[truth.any(axis=(1, 2))] for truth in truths]
     areas = np.concatenate([mask.sum(axis=(1, 2)) for mask in lesion])
     outlines = np.array([irregularity(mask) for masks in lesion for mask in masks])
-    inside = np.concatenate([(mask | truth).ravel() for mask, truth in zip(brains, truths, strict=True)])
-    truth_voxels = np.concatenate([truth.ravel() for truth in truths])[inside]
+    inside = [mask | truth for mask, truth in zip(brains, truths, strict=True)]
+    truth_of = [truth[where] for truth, where in zip(truths, inside, strict=True)]
+    truth_voxels = np.concatenate(truth_of)
 
     cleaning, groups, calibration, curves = [], [], [], {}
     for name, probabilities in predictions.items():
@@ -183,16 +208,22 @@ def main() -> None:
         )
         groups.append(by_thirds(name, "area in pixels", areas, dice))
         groups.append(by_thirds(name, "irregularity", outlines, dice))
-        voxels = np.concatenate([volume.ravel() for volume in probabilities])[inside]
+        voxels_of = [volume[where] for volume, where in zip(probabilities, inside, strict=True)]
+        voxels = np.concatenate(voxels_of)
         count, mean, share = reliability(voxels, truth_voxels)
         curves[name] = (mean, share)
-        temperature = fit_temperature(voxels, truth_voxels)
+        left_out = scale_by_the_others(voxels_of, truth_of)
+        entropies = [
+            np.mean([cross_entropy(*pair) for pair in zip(of, truth_of, strict=True)]) for of in (voxels_of, left_out)
+        ]
         calibration.append(
             [
                 name,
                 *(f"{value:.2f}" for value in share),
                 f"{calibration_error(count, mean, share):.4f}",
-                f"{temperature:.2f}",
+                f"{calibration_error(*reliability(np.concatenate(left_out), truth_voxels)):.4f}",
+                *(f"{entropy:.4f}" for entropy in entropies),
+                f"{fit_temperature(voxels, truth_voxels):.2f}",
             ]
         )
 
@@ -205,7 +236,8 @@ def main() -> None:
     )
     print(table(["model", "slices by", "lowest third", "middle", "highest"], groups))
     edges = [f"{low / BINS:.1f} to {(low + 1) / BINS:.1f}" for low in range(BINS)]
-    print(table(["model, share of lesion at", *edges, "calibration error", "temperature"], calibration))
+    errors = ["calibration error", "of patients left out", "cross-entropy", "of patients left out", "temperature"]
+    print(table(["model, share of lesion at", *edges, *errors], calibration))
     if args.figure:
         draw_reliability(curves, args.figure)
 

@@ -76,7 +76,8 @@ def describe_architecture(config: PreTrainedConfig) -> str:
             f"{count(config.num_attention_heads, 'head')}, and a decoder of "
             f"{', '.join(map(str, config.decoder_hidden_sizes))} channels with skip connections"
         )
-    return f"{text}; one logit per pixel. {parameters:,} trainable parameters."
+    calibrated = f", divided by a temperature of {config.temperature:g}" if config.temperature != 1 else ""
+    return f"{text}; one logit per pixel{calibrated}. {parameters:,} trainable parameters."
 
 
 def introduction(config: PreTrainedConfig) -> str:

@@ -10,6 +10,7 @@ al. 2022, arXiv 2203.05482, section 2, the uniform one); of others it gives no m
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
+
+AS_FIRST = {"temperature": None}  # what the average takes from the first of the sources
 
 
 def load_average(sources: Sequence[str]) -> PreTrainedModel:
@@ -33,7 +36,7 @@ def load_average(sources: Sequence[str]) -> PreTrainedModel:
     )
     weights = model.state_dict()
     for source, other in zip(sources[1:], others, strict=True):
-        if other.config.to_diff_dict() != model.config.to_diff_dict():
+        if other.config.to_diff_dict() | AS_FIRST != model.config.to_diff_dict() | AS_FIRST:
             raise ValueError(
                 f"{sources[0]} and {source} have different configurations; only equal ones can be averaged."
             )
@@ -46,16 +49,22 @@ def load_average(sources: Sequence[str]) -> PreTrainedModel:
     return model
 
 
-def export_checkpoint(sources: Sequence[str], folder: Path) -> None:
+def export_checkpoint(sources: Sequence[str], folder: Path, temperature: float | None = None) -> None:
     """Write the mean of the models `sources` to `folder` in float16, with the first one's configuration and processor.
 
     Files of the same names are replaced, others (a card, say) stay. `config.json` names float32, the dtype to load.
+    A `temperature` goes into the configuration in place of the first one's.
 
     Raises:
         OSError: no checkpoint under one of the names, folders or Hub ids.
-        ValueError: models of different configurations, or a weight that float16 cannot hold.
+        ValueError: models of different configurations, a temperature that is not positive, or a weight that float16
+            cannot hold.
     """
     model = load_average(sources)
+    if temperature is not None:
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be positive, but is {temperature}.")
+        model.config.temperature = temperature
     processor = AutoImageProcessor.from_pretrained(sources[0])
     limit = torch.finfo(torch.float16).max
     too_large = [
@@ -83,9 +92,12 @@ def main(argv: list[str] | None = None) -> None:
         "sources", nargs="+", metavar="SOURCE", help="folder with a trained checkpoint, or USER/NAME on the Hub"
     )
     parser.add_argument("folder", type=Path, help="where to write it, such as checkpoints/PRESET")
+    parser.add_argument(
+        "--temperature", type=float, help="to divide the logits by, as `python -m benchmarks.error_analysis` fits it"
+    )
     args = parser.parse_args(argv)
     try:
-        export_checkpoint(args.sources, args.folder)
+        export_checkpoint(args.sources, args.folder, args.temperature)
     except (OSError, ValueError) as error:
         sys.exit(f"modeling.export: error: {error}")
     size = (args.folder / "model.safetensors").stat().st_size

@@ -258,7 +258,7 @@ class TransUNetForSemanticSegmentation(PreTrainedModel):
         encoded, hidden_states, attentions = self.encoder(tokens, output_attentions)
         skips = feature_maps[::-1][-len(self.config.skip_sizes) :]  # coarsest first
         decoded = self.decoder(to_grid(encoded, grid), skips, pixel_values)
-        logits = self.head(decoded)[..., :height, :width]
+        logits = self.head(decoded)[..., :height, :width] / self.config.temperature
 
         loss = None if labels is None else segmentation_loss(logits, labels, self.config.loss)
         return SemanticSegmenterOutput(

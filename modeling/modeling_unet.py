@@ -98,7 +98,7 @@ class UNetForSemanticSegmentation(PreTrainedModel):
         check_pixel_values(pixel_values, self.config.num_channels)
 
         feature_maps = self.encoder(pixel_values)
-        logits = self.head(self.decoder(feature_maps))
+        logits = self.head(self.decoder(feature_maps)) / self.config.temperature
 
         loss = None if labels is None else segmentation_loss(logits, labels, self.config.loss)
         return SemanticSegmenterOutput(

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from benchmarks.error_analysis import brain, calibration_error, fit_temperature, irregularity, reliability
+from benchmarks.error_analysis import (
+    brain,
+    calibration_error,
+    cross_entropy,
+    fit_temperature,
+    irregularity,
+    reliability,
+    scale,
+    scale_by_the_others,
+)
 from hub_dataset.patients import Patient
 from hub_dataset.phantom import phantom_volume
 
@@ -40,6 +49,19 @@ def test_calibrated_probabilities_have_no_error_and_overconfident_ones_a_tempera
     overconfident = 1 / (1 + np.exp(-2 * logits))
     assert calibration_error(*reliability(overconfident, truth)) > 0.05
     assert fit_temperature(overconfident, truth) == pytest.approx(2, abs=0.1)
+
+
+def test_a_patient_is_scaled_by_what_fits_the_others():
+    rng = np.random.default_rng(0)
+    honest = [rng.uniform(0.02, 0.98, 50_000) for _ in range(3)]
+    truths = [rng.random(p.size) < p for p in honest]
+    overconfident = [scale(p, 1 / factor) for p, factor in zip(honest, (2, 2, 5), strict=True)]
+    scaled = scale_by_the_others(overconfident, truths)
+    np.testing.assert_allclose(scaled[2], scale(overconfident[2], 2), atol=0.03)
+    assert cross_entropy(scaled[2], truths[2]) < cross_entropy(overconfident[2], truths[2])
+    between = fit_temperature(np.concatenate(overconfident[1:]), np.concatenate(truths[1:]))
+    assert 2.2 < between < 5
+    np.testing.assert_allclose(scaled[0], scale(overconfident[0], between))
 
 
 def test_empty_bins_are_undefined():

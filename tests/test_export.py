@@ -77,6 +77,21 @@ def test_several_are_averaged(checkpoint, tmp_path):
             torch.testing.assert_close(tensor.float(), 3 * first[name], rtol=1e-3, atol=1e-4)
 
 
+def test_a_temperature_is_stored_and_applied(checkpoint, tmp_path):
+    main([str(checkpoint), str(tmp_path / "calibrated"), "--temperature", "1.25"])
+    original, calibrated = (
+        AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32).eval()
+        for folder in (checkpoint, tmp_path / "calibrated")
+    )
+    values = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(1.25 * calibrated(values).logits, original(values).logits, rtol=0.02, atol=0.02)
+    with pytest.raises(SystemExit, match="temperature must be positive, but is 0"):
+        main([str(checkpoint), str(tmp_path / "frozen"), "--temperature", "0"])
+    main([str(tmp_path / "calibrated"), str(checkpoint), str(tmp_path / "mean")])
+    assert AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "mean").config.temperature == 1.25
+
+
 def test_other_architectures_are_not_averaged(checkpoint, tmp_path):
     UNetForSemanticSegmentation(UNetConfig(hidden_sizes=[4, 6], encoder_depths=[1, 1])).save_pretrained(tmp_path / "b")
     with pytest.raises(SystemExit, match="different configurations"):

@@ -102,6 +102,15 @@ def test_channels_last_gives_the_same_logits(preset):
 
 
 @every_preset
+def test_the_temperature_divides_the_logits(preset):
+    model = randomized(tiny_model(preset))
+    with torch.no_grad():
+        expected = model(images(40, 64)).logits / 1.5
+        model.config.temperature = 1.5
+        torch.testing.assert_close(model(images(40, 64)).logits, expected)
+
+
+@every_preset
 def test_the_gradient_reaches_every_parameter(preset):
     model = randomized(tiny_model(preset)).train()
     model(images(64, 80, batch=4), labels=disks(64, 80, batch=4)).loss.backward()
@@ -336,6 +345,13 @@ def test_presets_are_not_changed_by_what_is_built_from_them():
     assert list(PRESETS["unet-5level"].hidden_sizes) == [32, 64, 128, 256, 512]
     assert preset_config("transunet-small", hidden_dropout_prob=0.3).hidden_dropout_prob == 0.3
     assert PRESETS["transunet-small"].hidden_dropout_prob == 0.1
+
+
+@every_preset
+def test_a_temperature_that_is_not_positive_is_refused(preset):
+    for temperature in (0, -1.0, math.nan, math.inf):
+        with pytest.raises(StrictDataclassError, match="temperature must be positive"):
+            preset_config(preset, temperature=temperature)
 
 
 def test_unknown_presets_and_losses_are_refused_with_the_choices():
