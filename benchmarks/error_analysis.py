@@ -35,7 +35,7 @@ from modeling.postprocessing import fill_holes, largest_component, postprocess_v
 
 THRESHOLD = 0.5
 BINS = 10
-SMALLEST = 1e-3  # probabilities closer to 0 or 1 count as this far from it: float32 holds no finite logit there
+SMALLEST = 1e-7  # probabilities closer to 0 or 1 count as this far from it: float32 has none closer to 1
 VARIANTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda mask: mask,
     "holes filled": fill_holes,
@@ -118,7 +118,9 @@ def reliability(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarra
 
 
 def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """The divisor of the logits that gives the lowest mean cross-entropy."""
+    """The divisor of the logits that gives the lowest mean cross-entropy, over voxels that have one: others are 0."""
+    computed = probabilities > 0
+    probabilities, truth = probabilities[computed], truth[computed]
     return float(
         np.exp(
             minimize_scalar(
@@ -131,8 +133,9 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
 
 
 def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities whose logits are divided by `temperature`."""
-    return expit(logit(np.clip(probabilities.astype(np.float64), SMALLEST, 1 - SMALLEST)) / temperature)
+    """Probabilities whose logits are divided by `temperature`; those of slices left out stay 0."""
+    scaled = expit(logit(np.clip(probabilities.astype(np.float64), SMALLEST, 1 - SMALLEST)) / temperature)
+    return np.where(probabilities > 0, scaled, 0)
 
 
 def cross_entropy(probabilities: np.ndarray, truth: np.ndarray) -> float:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.special import expit, logit
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
@@ -33,7 +34,7 @@ Progress = Callable[[Iterable], Iterable]  # wraps an iterable to show progress,
 ENGINES = ("torch", "onnxruntime")  # what computes the network
 CROP_MARGIN = 0  # pixels around the head; the window is rounded up, as the crops of training are
 SCREENING_STRIDE = 3  # slices; the smallest lesion of the LGG dataset's 88 patients for training goes through six
-SCREENING_LEVEL = 0.1  # highest probability of a slice from which its neighbours may have a lesion
+SCREENING_LEVEL = 0.1  # highest probability, before the temperature, from which a slice's neighbours may have a lesion
 MAX_WORKERS = 8  # slices computed side by side; each takes up to 0.1 GB at 256x256
 EMPTY_SLICE = 0.002  # share of pixels with signal under which a slice of a volume holds no brain
 
@@ -243,6 +244,7 @@ def predict_volume(
     constant = flair.min(axis=(1, 2)) == flair.max(axis=(1, 2))
     empty = np.zeros_like(constant) if crop_margin is None else signal.mean(axis=(1, 2)) <= EMPTY_SLICE
     indices = np.flatnonzero(~empty & ~constant)
+    level = expit(logit(SCREENING_LEVEL) / model.config.temperature)
     # Slices above 512x512 take all threads one by one, for the memory's sake.
     threads = torch.get_num_threads() if model.device.type == "cpu" and height * width <= 2**18 else 1
 
@@ -271,7 +273,7 @@ def predict_volume(
         while len(waiting):
             yield from compute(indices[waiting])
             done[waiting] = True
-            suspect = np.pad(probabilities[indices].max(axis=(1, 2)) >= SCREENING_LEVEL, 1)
+            suspect = np.pad(probabilities[indices].max(axis=(1, 2)) >= level, 1)
             waiting = np.flatnonzero((suspect[:-2] | suspect[2:]) & ~done)
         yield from indices[~done]
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,13 +42,15 @@ class Brightness(nn.Module):
 
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self):
+    def __init__(self, temperature: float = 1.0):
         super().__init__()
+        self.config = SimpleNamespace(temperature=temperature)
         self.shapes = []
 
     def forward(self, pixel_values: torch.Tensor) -> SemanticSegmenterOutput:
         self.shapes.append(tuple(pixel_values.shape))
-        return SemanticSegmenterOutput(logits=3 * (pixel_values[:, FLAIR : FLAIR + 1] - 3))
+        logits = 3 * (pixel_values[:, FLAIR : FLAIR + 1] - 3)
+        return SemanticSegmenterOutput(logits=logits / self.config.temperature)
 
 
 def make_volume(slices: int = 7, height: int = 90, width: int = 75) -> tuple[np.ndarray, np.ndarray]:
@@ -269,6 +272,18 @@ class TestShortcuts:
         assert sum(shape[0] for shape in model.shapes) == 10
         computed = np.flatnonzero(result.probabilities.max(axis=(1, 2)))
         np.testing.assert_array_equal(computed, [1, 5, 8, 9, 10, 11, 12, 13, 17, 18])
+
+    def test_a_temperature_changes_neither_the_slices_computed_nor_the_mask(self, processor):
+        volume, _ = make_volume(slices=20)
+        results = {}
+        for temperature in (1.0, 4.0):
+            model = Brightness(temperature)
+            results[temperature] = segment_volume(model, processor, volume), len(model.shapes)
+        (sure, computed), (calibrated, computed_calibrated) = results.values()
+        assert computed == computed_calibrated < 18  # slices with a head
+        assert sure.mask.any()
+        np.testing.assert_array_equal(calibrated.mask, sure.mask)
+        assert (calibrated.probabilities[sure.mask] < sure.probabilities[sure.mask]).all()
 
     def test_a_stride_of_1_computes_every_slice(self, processor):
         model = Brightness()
