@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
-from experiments import report, run
+from experiments import plateau, report, run
 from experiments.run import Experiment, Score
 from hub_dataset.loading import load_splits
 from training.folds import split_by_fold
@@ -82,3 +82,28 @@ def test_scores_of_different_patients_are_not_compared():
     np.testing.assert_allclose(report.differences(one, other), [-0.1, 0.3])
     with pytest.raises(ValueError, match="different patients"):
         report.differences(one, report.Scores({"a": 0.6}, {}))
+
+
+class TestPlateau:
+    LOG = (0.5, None, 0.7, 0.69, 0.695, 0.71, 0.70)
+
+    def write(self, folder, values):
+        folder.mkdir()
+        rows = [{"epoch": epoch, "seconds": 60.0 * epoch} for epoch in range(1, len(values) + 1)]
+        for row, dice in zip(rows, values, strict=True):
+            row |= {} if dice is None else {"validation_dice_mean": dice}
+        (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return folder / "log.jsonl"
+
+    def test_tells_where_patience_would_have_stopped(self, tmp_path, capsys):
+        plateau.main([str(self.write(tmp_path / "run", self.LOG)), "--patience", "1", "2", "3"])
+        cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].split("|")[1:-1]]
+        assert cells[:4] == ["run", "7", "0.710 (6)", "3, 3 of 7 minutes"]
+        assert cells[4:] == ["4, 0.700 (3)", "5, 0.700 (3)", "7, 0.710 (6)"]
+
+    def test_a_log_without_validation_is_refused(self, tmp_path):
+        with pytest.raises(SystemExit, match=r"No epoch of .* was validated"):
+            plateau.main([str(self.write(tmp_path / "run", [None, None]))])
+        (tmp_path / "other.jsonl").write_text('{"loss": 1}\n')
+        with pytest.raises(SystemExit, match=r"other\.jsonl is no log of train\.py"):
+            plateau.main([str(tmp_path / "other.jsonl")])
