@@ -3,7 +3,7 @@
     python -m experiments.plateau checkpoints/*/log.jsonl [--close 0.01] [--patience 1 2]
 
 For each log of train.py: its best validation Dice (mean per patient, after post-processing), the first epoch that came
-within `--close` of it, and for each patience, in validations, when train.py's `--patience` would have ended the run, and
+within `--close` of it, and for each patience, in validations, when train.py's `--patience` would have ended the run and
 the Dice of the model it would have kept.
 """
 
