@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from accelerate import PartialState
@@ -36,15 +35,14 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from hub_dataset.loading import load_splits
 from hub_dataset.patients import COLUMNS, Patient, group_by_patient, read_patient
 from modeling.image_processing_brain_mri import FLAIR
-from modeling.inference import ENGINES, check_threshold, load_model, predict_volume
+from modeling.inference import check_threshold, load_model, predict_volume
 from modeling.metrics import Summary, VolumeScores, score_volume, slice_dice, summarize
+from modeling.onnx_inference import OnnxModel, load_onnx_model
 from modeling.postprocessing import KEEP_FRACTION, MIN_VOXELS, postprocess_volume
 from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint
 from modeling.visualization import plot_dice_per_patient, slice_sheet
 
-if TYPE_CHECKING:
-    from modeling.onnx_inference import OnnxModel
-
+ENGINES = ("torch", "onnxruntime")  # what computes the network
 CHANNELS = ("all", "flair")
 NUM_EXAMPLES = 3  # worst slices, and best slices, kept for the figure
 VERSIONS_OF = ("accelerate", "datasets", "numpy", "scipy", "torch", "transformers")
@@ -385,12 +383,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_atomically(args.output.with_suffix(".png"), buffer.getvalue())
 
 
-def load_checkpoint(
-    name_or_path: str, engine: str = "torch"
-) -> "tuple[PreTrainedModel | OnnxModel, BaseImageProcessor]":
-    """`load_model`, with all errors as a `ValueError` that says what a checkpoint is, or what the engine lacks."""
+def load_checkpoint(name_or_path: str, engine: str = "torch") -> tuple[PreTrainedModel | OnnxModel, BaseImageProcessor]:
+    """The model and processor, with all errors as a `ValueError` that says what a checkpoint is or the engine lacks."""
     try:
-        return load_model(name_or_path, engine=engine)
+        return load_onnx_model(name_or_path) if engine == "onnxruntime" else load_model(name_or_path)
     except (ImportError, RuntimeError) as error:
         raise ValueError(f"The checkpoint {name_or_path!r} cannot run with --engine {engine}. {error}") from error
     except (OSError, ValueError) as error:

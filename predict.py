@@ -24,9 +24,9 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from evaluate import load_checkpoint, write_atomically
+from evaluate import ENGINES, load_checkpoint, write_atomically
 from modeling.dicom_segmentation import DicomSegmentationError, write_dicom_segmentation
-from modeling.inference import CROP_MARGIN, ENGINES, SCREENING_STRIDE, check_threshold
+from modeling.inference import CROP_MARGIN, SCREENING_STRIDE, check_threshold
 from modeling.measurements import measure_volume
 from modeling.nifti_files import write_nifti
 from modeling.postprocessing import postprocess_volume

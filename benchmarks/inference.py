@@ -23,7 +23,6 @@ import resource
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -37,10 +36,8 @@ from hub_dataset.phantom import phantom_volume
 from modeling.image_processing_brain_mri import FLAIR
 from modeling.inference import load_model, segment_volume
 from modeling.metrics import score_volume
+from modeling.onnx_inference import OnnxModel, load_onnx_model
 from modeling.postprocessing import postprocess_volume
-
-if TYPE_CHECKING:
-    from modeling.onnx_inference import OnnxModel
 
 PARTS = ("patients", "slice", "growth", "options", "start")
 SIZE = 256  # pixels
@@ -82,7 +79,7 @@ def straightforward(model: nn.Module, processor, slices: np.ndarray) -> np.ndarr
 
 
 def compare_patients(
-    args: argparse.Namespace, plain: nn.Module, model: nn.Module, onnx_model: "OnnxModel | None", processor
+    args: argparse.Namespace, plain: nn.Module, model: nn.Module, onnx_model: OnnxModel | None, processor
 ) -> None:
     split = load_splits(args.dataset)[args.split]
     rows_of = group_by_patient(split)
@@ -125,9 +122,7 @@ def fastest(work, repeats: int) -> float:
     return min(seconds(work) for _ in range(repeats))
 
 
-def compare_slices(
-    args: argparse.Namespace, plain: nn.Module, model: nn.Module, onnx_model: "OnnxModel | None"
-) -> None:
+def compare_slices(args: argparse.Namespace, plain: nn.Module, model: nn.Module, onnx_model: OnnxModel | None) -> None:
     networks = {"straightforward": (plain, torch.contiguous_format), "load_model": (model, torch.channels_last)}
     if importlib.util.find_spec("segmentation_models_pytorch"):
         import segmentation_models_pytorch
@@ -237,7 +232,7 @@ def main() -> None:
     onnx_model = None
     installed = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
     if installed and not {"patients", "slice"}.isdisjoint(args.parts):
-        onnx_model, _ = load_model(args.checkpoint, engine="onnxruntime")
+        onnx_model, _ = load_onnx_model(args.checkpoint)
     print(f"{args.checkpoint} ({model.config.model_type}), {torch.get_num_threads()} threads")
     if "patients" in args.parts:
         compare_patients(args, plain, model, onnx_model, processor)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from threading import Barrier
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,12 +25,8 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, B
 from .image_processing_brain_mri import FLAIR, FOREGROUND, MINIMUM_SIZE, OCCUPIED
 from .postprocessing import postprocess_volume
 
-if TYPE_CHECKING:
-    from .onnx_inference import OnnxModel
-
 Progress = Callable[[Iterable], Iterable]  # wraps an iterable to show progress, as tqdm and gr.Progress().tqdm do
 
-ENGINES = ("torch", "onnxruntime")  # what computes the network
 CROP_MARGIN = 0  # pixels around the head; the window is rounded up, as the crops of training are
 SCREENING_STRIDE = 3  # slices; the smallest lesion of the LGG dataset's 88 patients for training goes through six
 SCREENING_LEVEL = 0.1  # highest probability, before the temperature, from which a slice's neighbours may have a lesion
@@ -69,39 +64,24 @@ class VolumeSegmentation:
         return None if self.spacing is None else float(self.mask.sum() * np.prod(self.spacing) / 1000)
 
 
-def load_model(
-    name_or_path: str, *, fold: bool = True, engine: str = "torch"
-) -> "tuple[PreTrainedModel | OnnxModel, BaseImageProcessor]":
+def load_model(name_or_path: str, *, fold: bool = True) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """A checkpoint's model and image processor, from a folder or the Hub, ready for inference on this machine.
 
     The model is in evaluation mode, in float32 (half precision serves storage; CPUs compute slower in it) and in the
     channels-last memory format, which PyTorch's CPU convolutions prefer.
 
     Args:
-        fold: fold batch norm into the convolutions (`fold_batch_norm`); such a model is for inference alone. ONNX
-            Runtime computes it folded in any case.
-        engine: "torch", or "onnxruntime" for an `onnx_inference.OnnxModel`, which all functions of this package that
-            predict take in the model's place; its probabilities are the same up to rounding. The first time for a
-            checkpoint exports a graph, which takes a while and is kept below Hugging Face's HF_HOME.
+        fold: fold batch norm into the convolutions (`fold_batch_norm`); such a model is for inference alone.
 
     Raises:
-        ValueError: another engine.
         OSError: no checkpoint under that name.
-        ImportError: what the engine "onnxruntime" needs is not installed; the message says what that is.
-        RuntimeError: the exported graph differs from the model by more than rounding, or cannot be kept.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, but is {engine!r}.")
     model = AutoModelForSemanticSegmentation.from_pretrained(
         name_or_path, dtype=torch.float32, use_safetensors=True
     ).eval()
     processor = AutoImageProcessor.from_pretrained(name_or_path)
     if fold:
         fold_batch_norm(model)
-    if engine == "onnxruntime":
-        from .onnx_inference import OnnxModel  # here alone, so that PyTorch's users need no ONNX
-
-        return OnnxModel(model), processor
     return model.to(memory_format=torch.channels_last), processor
 
 

@@ -1,6 +1,6 @@
 """A model that ONNX Runtime computes on the CPU, in the place of the PyTorch model it comes from.
 
-`load_model(..., engine="onnxruntime")` gives it. The graph is exported once, which takes a while, and then kept in
+`load_onnx_model` gives it. The graph is exported once, which takes a while, and then kept in
 `graph_folder`, which may be deleted at any time.
 """
 
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from .inference import load_model
 from .onnx_export import REQUIRED, export_onnx
 from .predictions import weights_fingerprint
 
@@ -96,6 +97,19 @@ class OnnxModel:
                     self.path, options, providers=["CPUExecutionProvider"]
                 )
             return self._sessions[threads]
+
+
+def load_onnx_model(name_or_path: str) -> tuple[OnnxModel, BaseImageProcessor]:
+    """`inference.load_model` for ONNX Runtime: all functions of this package that predict take its model.
+
+    Probabilities are the same up to rounding. The first time for a checkpoint exports a graph, which takes a while.
+
+    Raises:
+        OSError: no checkpoint under that name.
+        ImportError, RuntimeError, ValueError: as `OnnxModel`.
+    """
+    model, processor = load_model(name_or_path)
+    return OnnxModel(model), processor
 
 
 def graph_folder() -> Path:

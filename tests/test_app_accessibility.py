@@ -230,6 +230,7 @@ def test_a_slice_is_outlined_and_taken_away_by_keyboard_alone(page, walk_to, fil
     assert any("model" in stop["places"] for stop in stops), "the model is chosen on the way"
     page.keyboard.press("Enter")
     wait_for_download(page, "#mask")
+    page.locator("#view canvas[tabindex='0']").wait_for()  # drawn anew, with the outline
     stops = walk_to("mask")
     assert any("view" in stop["places"] for stop in stops), "the picture is reached before the downloads"
     with page.expect_download() as started:

@@ -21,7 +21,7 @@ import evaluate
 import predict
 from modeling import BrainMRIImageProcessor, UNetConfig, UNetForSemanticSegmentation, onnx_inference
 from modeling.inference import load_model, predict_volume, segment_slice
-from modeling.onnx_inference import OnnxModel, graph_fingerprint
+from modeling.onnx_inference import OnnxModel, graph_fingerprint, load_onnx_model
 from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -104,7 +104,7 @@ def at_once(count: int, work) -> list:
 
 
 def test_slices_and_volumes_have_the_probabilities_of_pytorch(checkpoint, two_threads, tmp_path):
-    model, processor = load_model(checkpoint, engine="onnxruntime")
+    model, processor = load_onnx_model(checkpoint)
     reference, _ = load_model(checkpoint)
     slices = head().slices
     single = segment_slice(model, processor, slices[4]).probabilities
@@ -127,7 +127,7 @@ def test_slices_and_volumes_have_the_probabilities_of_pytorch(checkpoint, two_th
 
 
 def test_it_stands_for_the_model_in_evaluation_mode(checkpoint):
-    model, _ = load_model(checkpoint, engine="onnxruntime")
+    model, _ = load_onnx_model(checkpoint)
     reference, _ = load_model(checkpoint)
     assert weights_fingerprint(model) == weights_fingerprint(reference)
     assert model.config.to_dict() == reference.config.to_dict()
@@ -138,7 +138,7 @@ def test_it_stands_for_the_model_in_evaluation_mode(checkpoint):
 
 
 def test_threads_share_a_session_for_each_number_of_threads(checkpoint, two_threads, sessions):
-    model, processor = load_model(checkpoint, engine="onnxruntime")
+    model, processor = load_onnx_model(checkpoint)
     pixel_values = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     assert sessions == []
 
@@ -161,20 +161,20 @@ def test_threads_share_a_session_for_each_number_of_threads(checkpoint, two_thre
 
 def test_a_graph_is_exported_once_for_the_same_weights(checkpoint, new_home, exported, tmp_path, caplog, capsys):
     caplog.set_level(logging.INFO, logger="modeling")
-    load_model(checkpoint, engine="onnxruntime")
+    load_onnx_model(checkpoint)
     (path,) = exported
     assert path.parent.parent == new_home
     assert [record.levelname for record in caplog.records if "Exporting" in record.message] == ["INFO"]
     assert capsys.readouterr().out == ""
     before = path.stat().st_mtime_ns
     shutil.copytree(checkpoint, tmp_path / "copy")
-    model, _ = load_model(tmp_path / "copy", engine="onnxruntime")
+    model, _ = load_onnx_model(tmp_path / "copy")
     assert exported == [path] == [model.path]
     assert path.stat().st_mtime_ns == before
 
     shutil.copytree(checkpoint, tmp_path / "other")
     small_unet(seed=1).save_pretrained(tmp_path / "other")
-    other, processor = load_model(tmp_path / "other", engine="onnxruntime")
+    other, processor = load_onnx_model(tmp_path / "other")
     assert exported == [path, other.path]
     assert other.path != path
     slices = head().slices
@@ -218,32 +218,27 @@ def test_another_pytorch_or_configuration_has_another_graph(monkeypatch):
     assert graph_fingerprint(model) != before
 
 
-def test_an_unknown_engine_is_refused(checkpoint):
-    with pytest.raises(ValueError, match="torch, onnxruntime, but is 'tensorrt'"):
-        load_model(checkpoint, engine="tensorrt")
-
-
 def test_without_the_packages_the_error_names_what_to_install(checkpoint, new_home, monkeypatch):
     with monkeypatch.context() as patch:
         without(patch, *PACKAGES)
         load_model(checkpoint)
         with pytest.raises(ImportError, match=r"pip install onnx onnxscript onnxruntime$"):
-            load_model(checkpoint, engine="onnxruntime")
+            load_onnx_model(checkpoint)
         assert not new_home.exists()
-    load_model(checkpoint, engine="onnxruntime")
+    load_onnx_model(checkpoint)
     with monkeypatch.context() as patch:
         without(patch, "onnx", "onnxscript")
-        model, processor = load_model(checkpoint, engine="onnxruntime")  # the graph is there
+        model, processor = load_onnx_model(checkpoint)  # the graph is there
         assert segment_slice(model, processor, head().slices[4]).probabilities.any()
         without(patch, "onnxruntime")
         with pytest.raises(ImportError, match=r"needs onnxruntime: pip install onnxruntime$"):
-            load_model(checkpoint, engine="onnxruntime")
+            load_onnx_model(checkpoint)
 
 
 def test_a_folder_that_cannot_be_written_is_named(checkpoint, new_home):
     new_home.write_text("no folder")
     with pytest.raises(RuntimeError, match=r"cannot be kept in .*lgg-onnx.* Set HF_HOME"):
-        load_model(checkpoint, engine="onnxruntime")
+        load_onnx_model(checkpoint)
 
 
 @pytest.fixture
