@@ -102,7 +102,8 @@ def postprocessing_rows(name: str, masks: list, truths: list, brains: list) -> l
 def by_thirds(name: str, what: str, values: np.ndarray, dice: np.ndarray) -> list[str]:
     """A row with the mean Dice of the slices with the lowest, middle and highest third of `values`."""
     groups = np.array_split(np.argsort(values, kind="stable"), 3)
-    limits = [f"{values[group[0]]:.3g} to {values[group[-1]]:.3g}" for group in groups]
+    decimals = 0 if values.max() >= 100 else 1
+    limits = [f"{values[group[0]]:,.{decimals}f} to {values[group[-1]]:,.{decimals}f}" for group in groups]
     means = [f"{dice[group].mean():.3f} ({limit})" for group, limit in zip(groups, limits, strict=True)]
     return [name, what, *means]
 
