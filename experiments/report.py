@@ -57,6 +57,15 @@ TABLES = (
         },
     ),
     Table(
+        "Skull",
+        {
+            "left on (reference)": Score("baseline"),
+            "off in training and testing": Score("stripped", variant="stripped"),
+            "off in testing alone": Score("baseline", variant="stripped"),
+            "off in training alone": Score("stripped"),
+        },
+    ),
+    Table(
         "Leak",
         {
             "split by patient (reference)": Score("baseline", variant="by-slice"),

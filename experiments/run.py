@@ -18,8 +18,11 @@ from pathlib import Path
 
 import numpy as np
 from datasets import DatasetDict, concatenate_datasets
+from PIL import Image
+from scipy import ndimage
 
 from hub_dataset.loading import load_splits
+from modeling.image_processing_brain_mri import FLAIR, brain_mask, to_channels
 from training.folds import split_by_fold
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,16 +58,20 @@ EXPERIMENTS = {
     "loss-bce": Experiment((*TRANSUNET, "--loss", "bce")),
     "flair": Experiment((*TRANSUNET, "--channels", "flair")),
     "by-slice": Experiment(TRANSUNET, "by-slice"),
+    "stripped": Experiment(TRANSUNET, "stripped"),
     "no-attention": Experiment((*TRANSUNET, "--config", "num_hidden_layers=0")),
     "unet-5level": Experiment(("--model", "unet-5level", "--epochs", "4")),
     "unet-4level": Experiment(("--model", "unet-4level", "--epochs", "2")),
 }
 SCORES = (
-    *(Score(name) for name in EXPERIMENTS if name != "by-slice"),
+    *(Score(name) for name, experiment in EXPERIMENTS.items() if experiment.variant == "by-patient"),
     Score("baseline", channels="flair"),
     Score("flair", channels="flair"),
     Score("baseline", variant="by-slice"),
     Score("by-slice", variant="by-slice"),
+    Score("baseline", variant="stripped"),
+    Score("stripped", variant="stripped"),
+    Score("stripped"),
 )
 
 
@@ -97,13 +104,34 @@ def by_slice(splits: DatasetDict, seed: int = 0) -> DatasetDict:
     return DatasetDict(train=leaking, validation=held_out.select(np.flatnonzero(even)))
 
 
+def strip_skull(image: np.ndarray) -> np.ndarray:
+    """A slice (H, W, 3), black outside the brain of FLAIR: thresholds and morphology (`brain_mask`), holes filled."""
+    if not np.ptp(image[..., FLAIR]):  # slices beyond the head may be black throughout
+        return image
+    return image * ndimage.binary_fill_holes(brain_mask(to_channels(image)))[..., None]
+
+
+def stripped(splits: DatasetDict) -> DatasetDict:
+    """The same slices without skull and scalp, see `strip_skull`."""
+    return splits.map(
+        lambda row: {"image": Image.fromarray(strip_skull(np.asarray(row["image"])))},
+        features=splits["train"].features,
+        keep_in_memory=True,
+        load_from_cache_file=False,
+        desc="skulls off",
+    )
+
+
 def write_variants(dataset: str, folder: Path) -> None:
-    """The dataset's two variants below `folder`: `by-patient`, and `by-slice`, see there."""
+    """The dataset's variants below `folder`: `by-patient`, and `by-slice` and `stripped`, see there."""
     splits = split_by_fold(load_splits(dataset), FOLDS, 0)
     by_patient = DatasetDict(train=splits["train"], validation=splits["validation"])
-    for name, variant in (("by-patient", by_patient), ("by-slice", by_slice(by_patient))):
-        for split, slices in variant.items():
-            file = folder / name / "data" / f"{split}-00000-of-00001.parquet"
+    for name, change in (("by-patient", DatasetDict), ("by-slice", by_slice), ("stripped", stripped)):
+        files = {split: folder / name / "data" / f"{split}-00000-of-00001.parquet" for split in by_patient}
+        if all(file.exists() for file in files.values()):
+            continue
+        for split, slices in change(by_patient).items():
+            file = files[split]
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 unfinished = file.with_suffix(".unfinished")

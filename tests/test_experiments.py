@@ -37,6 +37,26 @@ def test_variants_differ_in_the_leak_alone(phantom_dataset_dir, tmp_path):
     np.testing.assert_array_equal(apart["validation"][3]["image"], source[3]["image"])
 
 
+def test_skulls_are_off_and_brains_are_left(phantom_dataset_dir, tmp_path):
+    run.write_variants(str(phantom_dataset_dir), tmp_path)
+    whole, brains = (load_dataset(str(tmp_path / name), split="validation") for name in ("by-patient", "stripped"))
+    assert slices_of(whole) == slices_of(brains)
+    kept = []
+    for before, after in zip(whole, brains, strict=True):
+        image, stripped = np.asarray(before["image"]), np.asarray(after["image"])
+        brain = stripped.any(-1)
+        np.testing.assert_array_equal(stripped[brain], image[brain])
+        np.testing.assert_array_equal(np.asarray(before["mask"]), np.asarray(after["mask"]))
+        if before["has_lesion"]:
+            kept.append(brain[np.asarray(before["mask"]) > 0].mean())
+            assert 0.05 < brain.mean() < 0.6
+    assert np.mean(kept) > 0.95
+
+
+def test_black_slices_stay_black():
+    assert not run.strip_skull(np.zeros((40, 40, 3), np.uint8)).any()
+
+
 def test_runs_what_is_missing_and_reports_it(phantom_dataset_dir, tmp_path, monkeypatch, capsys):
     experiments = {"small": Experiment(TINY), "leaking": Experiment((*TINY, "--loss", "dice"), "by-slice")}
     monkeypatch.setattr(run, "EXPERIMENTS", experiments)
