@@ -1,5 +1,7 @@
 """How sure a model is: how much its probabilities disagree when a slice is mirrored and turned."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from scipy import ndimage
 from transformers import BaseImageProcessor, PreTrainedModel
@@ -33,16 +35,26 @@ def disagreement(
         ValueError: as `predict_volume`.
     """
     total, squares = probabilities.astype(np.float32), np.square(probabilities, dtype=np.float32)
-    for mirrored, degrees in VIEWS:
-        view = turned(slices[:, :, ::-1] if mirrored else slices, degrees)
-        predicted = predict_volume(model, processor, view, progress=progress)
-        predicted = turned(predicted, -degrees)
-        predicted = predicted[:, :, ::-1] if mirrored else predicted
+    for predicted in predict_views(model, processor, slices, progress=progress):
         total += predicted
         squares += np.square(predicted)
     count = 1 + len(VIEWS)
     variance = squares / count - np.square(total / count)
     return np.clip(2 * np.sqrt(np.maximum(variance, 0)), 0, 1)
+
+
+def predict_views(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    slices: np.ndarray,
+    *,
+    progress: Progress | None = None,
+) -> Iterator[np.ndarray]:
+    """What the model says of each of `VIEWS`, mirrored and turned back: `(S, H, W)` float32; see `disagreement`."""
+    for mirrored, degrees in VIEWS:
+        view = turned(slices[:, :, ::-1] if mirrored else slices, degrees)
+        predicted = turned(predict_volume(model, processor, view, progress=progress), -degrees)
+        yield predicted[:, :, ::-1] if mirrored else predicted
 
 
 def turned(slices: np.ndarray, degrees: float) -> np.ndarray:
