@@ -117,7 +117,8 @@ class TrainingRun:
         """The command with all of the run's arguments, also those left at their defaults."""
         words = ["accelerate", "launch", "train.py"]
         for name, value in self.arguments.items():
-            if name not in ("resume", "changed_on_resume") and value is not None and value is not False:
+            unset = value is None or value is False or value == {}
+            if name not in ("resume", "changed_on_resume") and not unset:
                 words += [f"--{name}", *argument_words(value)]
         return shlex.join(words)
 
@@ -150,9 +151,14 @@ def read_json(path: Path) -> dict:
 
 
 def argument_words(value) -> list[str]:
-    """The words of a command line that give `value`; pairs of a share and a size become stages, such as 192@60%."""
+    """The words of a command line that give `value`.
+
+    Pairs of a share and a size become stages, such as 192@60%, and a configuration's fields NAME=VALUE.
+    """
     if value is True:
         return []
+    if isinstance(value, dict):
+        return [f"{name}={json.dumps(field)}" for name, field in value.items()]
     if not isinstance(value, list):
         return [str(value)]
     return [

@@ -1,6 +1,7 @@
 """Model cards: every figure comes from what was measured, and huggingface_hub's classes read the card back."""
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -14,6 +15,7 @@ from modeling import BrainMRIImageProcessor
 from modeling.card import main, write_card
 from modeling.card_inputs import LGG_PATIENT, PHANTOM_PATIENT, read_run, shorten_command
 from modeling.card_text import wrap_command
+from training.recipe import parse_override
 
 TRAINED, VALIDATED = ["TCGA_CS_4942_19970222"], ["TCGA_CS_4941_19960909", "TCGA_CS_6665_20010817"]
 
@@ -112,6 +114,16 @@ def test_text_tells_extremes_and_how_the_patients_were_used(copied, real_results
     assert "--image_size 128 192@60%" in text
     assert "/somewhere" not in text
     assert "--resume" not in text
+
+
+def test_command_gives_the_fields_of_the_configuration_that_were_changed(copied, tmp_path):
+    unchanged = make_run(tmp_path / "unchanged", {"config": {}, "num_workers": 0})
+    changed = make_run(tmp_path / "changed", {"config": {"decoder_depth": 1, "hidden_sizes": [4, 6], "loss": "bce"}})
+    assert "--config" not in read_run(unchanged).command
+    assert "--num_workers 0" in read_run(unchanged).command
+    words = shlex.split(read_run(changed).command)
+    given = words[words.index("--config") + 1 :]
+    assert dict(map(parse_override, given)) == {"decoder_depth": 1, "hidden_sizes": [4, 6], "loss": "bce"}
 
 
 def test_trained_patients_are_no_measurement(copied, real_results, tmp_path):
