@@ -35,7 +35,8 @@ LIMITS = """
 better the outline.</li>
 <li>Other bright regions on FLAIR may be outlined: oedema of other causes, white matter disease, artefacts, the rim of
 the ventricles.</li>
-<li>A high probability is no promise. The models are more sure of themselves than they are right.</li>
+<li>A high probability is no promise. Those of the shipped models were fitted to eleven patients; on other scans they
+may be too high.</li>
 <li>With FLAIR alone they do less well than with all three sequences.</li>
 <li>Everyone in the training data has a glioma and has not been operated on. Nothing is known about healthy brains,
 children, other diseases, or brains after surgery, radiation or with a cavity.</li>
