@@ -8,7 +8,7 @@
 Each folder of predictions is one model, called after the folder. Prints tables in Markdown:
 
 - post-processing: none, holes filled, small islands out (the default), largest component; with and without cutting the
-  mask to the brain (`brain_mask`: thresholds and morphology on FLAIR);
+  mask to the brain (`brain_region`: thresholds and morphology on FLAIR);
 - Dice of slices with a lesion, in three equal groups by the lesion's area and by how irregular its outline is
   (perimeter^2 / (4 pi area), 1 for a disc), for the patients' slices together;
 - calibration: how often a voxel with a given probability is lesion, the expected calibration error, and the temperature
@@ -22,16 +22,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 from tqdm import tqdm
 
 from hub_dataset.loading import load_splits
 from hub_dataset.patients import Patient, group_by_patient, read_patient
-from modeling.image_processing_brain_mri import FLAIR, brain_mask, to_channels
 from modeling.metrics import score_volume, slice_dice, summarize
-from modeling.postprocessing import fill_holes, largest_component, postprocess_volume
+from modeling.postprocessing import brain_region, fill_holes, largest_component, postprocess_volume
 
 THRESHOLD = 0.5
 BINS = 10
@@ -54,12 +52,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def brain(patient: Patient) -> np.ndarray:
-    """(S, H, W) bool: the brain in each slice, its holes filled, so that dark lesions stay inside."""
-    masks = np.zeros(patient.truth.shape, dtype=bool)
-    for mask, image in zip(masks, patient.slices, strict=True):
-        if np.ptp(image[..., FLAIR]):  # slices beyond the head may be black throughout
-            mask[:] = ndimage.binary_fill_holes(brain_mask(to_channels(image)))
-    return masks
+    """(S, H, W) bool: the brain in each slice."""
+    return np.stack([brain_region(image) for image in patient.slices])
 
 
 def irregularity(mask: np.ndarray) -> float:

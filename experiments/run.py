@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict, concatenate_datasets
 from PIL import Image
-from scipy import ndimage
 
 from hub_dataset.loading import load_splits
-from modeling.image_processing_brain_mri import FLAIR, brain_mask, to_channels
+from modeling.postprocessing import brain_region
 from training.folds import split_by_fold
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,10 +104,9 @@ def by_slice(splits: DatasetDict, seed: int = 0) -> DatasetDict:
 
 
 def strip_skull(image: np.ndarray) -> np.ndarray:
-    """A slice (H, W, 3), black outside the brain of FLAIR: thresholds and morphology (`brain_mask`), holes filled."""
-    if not np.ptp(image[..., FLAIR]):  # slices beyond the head may be black throughout
-        return image
-    return image * ndimage.binary_fill_holes(brain_mask(to_channels(image)))[..., None]
+    """A slice (H, W, 3), black outside its brain, see `brain_region`; one without FLAIR as it is."""
+    brain = brain_region(image)
+    return image * brain[..., None] if brain.any() else image
 
 
 def stripped(splits: DatasetDict) -> DatasetDict:
@@ -131,12 +129,10 @@ def write_variants(dataset: str, folder: Path) -> None:
         if all(file.exists() for file in files.values()):
             continue
         for split, slices in change(by_patient).items():
-            file = files[split]
-            if not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = file.with_suffix(".unfinished")
-                slices.to_parquet(unfinished)
-                unfinished.rename(file)
+            unfinished = files[split].with_suffix(".unfinished")
+            unfinished.parent.mkdir(parents=True, exist_ok=True)
+            slices.to_parquet(unfinished)
+            unfinished.rename(files[split])
 
 
 def run(*command: str) -> None:
