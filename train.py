@@ -93,10 +93,6 @@ def train(args: argparse.Namespace) -> None:
         sys.exit(f"{args.output_dir} already holds a run. Go on with --resume, or choose another --output_dir.")
     if args.resume and not run.arguments:
         sys.exit(f"--resume: {args.output_dir} holds no run. Start it without --resume.")
-    changed = run.changed_arguments(args) if args.resume else {}
-    for name in changed.keys() & {"model", "config"}:
-        before, now = changed[name]
-        sys.exit(f"--resume: {args.output_dir} holds a run of {before}, not of {now}.")
 
     # 1. Accelerator and seed
     accelerator = Accelerator(
@@ -107,6 +103,11 @@ def train(args: argparse.Namespace) -> None:
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
     )
+    args.mixed_precision = accelerator.mixed_precision  # the launcher's choice, recorded with the others
+    changed = run.changed_arguments(args) if args.resume else {}
+    for name in changed.keys() & {"model", "config"}:
+        before, now = changed[name]
+        sys.exit(f"--resume: {args.output_dir} holds a run of {before}, not of {now}.")
     if launched_alone():
         print(
             "train.py: warning: `accelerate launch --cpu` has started one process only. For several on the CPU: "

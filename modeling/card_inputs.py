@@ -115,10 +115,12 @@ class TrainingRun:
     @property
     def command(self) -> str:
         """The command with all of the run's arguments, also those left at their defaults."""
-        words = ["accelerate", "launch", "train.py"]
+        mixed_precision = self.arguments.get("mixed_precision", "no")
+        launcher = [] if mixed_precision == "no" else ["--mixed_precision", mixed_precision]
+        words = ["accelerate", "launch", *launcher, "train.py"]
         for name, value in self.arguments.items():
             unset = value is None or value is False or value == {}
-            if name not in ("resume", "changed_on_resume") and not unset:
+            if name not in ("resume", "changed_on_resume", "mixed_precision") and not unset:
                 words += [f"--{name}", *argument_words(value)]
         return shlex.join(words)
 

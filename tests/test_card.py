@@ -126,6 +126,13 @@ def test_command_gives_the_fields_of_the_configuration_that_were_changed(copied,
     assert dict(map(parse_override, given)) == {"decoder_depth": 1, "hidden_sizes": [4, 6], "loss": "bce"}
 
 
+@pytest.mark.parametrize(("precision", "launcher"), [("no", ""), ("bf16", "--mixed_precision bf16 ")])
+def test_command_gives_the_launchers_precision_to_the_launcher(tmp_path, precision, launcher):
+    command = read_run(make_run(tmp_path / "run", {"mixed_precision": precision})).command
+    assert command.startswith(f"accelerate launch {launcher}train.py --model unet-4level")
+    assert command.count("--mixed_precision") == bool(launcher)
+
+
 def test_trained_patients_are_no_measurement(copied, real_results, tmp_path):
     run = make_run(tmp_path / "run", train=VALIDATED, validation=TRAINED)
     write_card(copied, results=[real_results], runs=[run])

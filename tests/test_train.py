@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import train
 from hub_dataset.loading import load_splits
+from modeling.card_inputs import read_run
 from training.recipe import ema_update, image_size_at, parse_stage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,6 +122,13 @@ class TestResume:
         arguments = json.loads((folder / "args.json").read_text())
         assert arguments["epochs"] == 2
         assert arguments["changed_on_resume"] == [{"after_epochs": 1, "epochs": [1, 2]}]
+
+    def test_the_launchers_precision_is_an_argument_as_others(self, run, monkeypatch, capsys):
+        run("--epochs", "1")
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as `accelerate launch --mixed_precision bf16`
+        folder = run("--epochs", "1", "--resume")
+        assert "mixed_precision was no and is now bf16" in capsys.readouterr().out
+        assert read_run(folder).command.startswith("accelerate launch --mixed_precision bf16 train.py --model tiny")
 
 
 class TestSchedule:
