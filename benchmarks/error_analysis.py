@@ -8,7 +8,8 @@
 Each folder of predictions is one model, called after the folder. Prints tables in Markdown:
 
 - post-processing: none, holes filled, small islands out (the default), largest component; with and without cutting the
-  mask to the brain (`brain_region`: thresholds and morphology on FLAIR);
+  mask to the brain (`brain_region`: thresholds and morphology on FLAIR); the default on the probabilities of a slice
+  averaged with its neighbours';
 - Dice of slices with a lesion, in three equal groups by the lesion's area and by how irregular its outline is
   (perimeter^2 / (4 pi area), 1 for a disc), for the patients' slices together;
 - calibration: how often a voxel with a given probability is lesion, the expected calibration error, and the temperature
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import convolve1d
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 from tqdm import tqdm
@@ -33,6 +35,7 @@ from modeling.postprocessing import brain_region, fill_holes, largest_component,
 
 THRESHOLD = 0.5
 BINS = 10
+NEIGHBOURS = (0.25, 0.5, 0.25)  # weights of the slice below, the slice itself and the one above
 SMALLEST = 1e-7  # probabilities closer to 0 or 1 count as this far from it: float32 has none closer to 1
 VARIANTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda mask: mask,
@@ -70,27 +73,33 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def postprocessing_rows(name: str, masks: list, truths: list, brains: list) -> list[list[str]]:
-    rows = []
-    for where, cut in (("", lambda mask, _: mask), (", cut to the brain", np.logical_and)):
-        for variant, process in VARIANTS.items():
-            scores = [
-                score_volume(process(cut(mask, inside)), truth, hausdorff=False)
-                for mask, truth, inside in zip(masks, truths, brains, strict=True)
-            ]
-            summary = summarize(scores)
-            low, high = summary.dice_interval
-            rows.append(
-                [
-                    name,
-                    variant + where,
-                    f"{summary.dice_mean:.3f} ({low:.3f} to {high:.3f})",
-                    f"{summary.dice_median:.3f}",
-                    f"{summary.lesion_slice_dice:.3f}",
-                    f"{100 * summary.false_alarm_rate:.1f} %",
-                ]
-            )
-    return rows
+def with_neighbours(probabilities: np.ndarray) -> np.ndarray:
+    """(S, H, W) probabilities averaged along the slices with the weights `NEIGHBOURS`; end slices repeat outwards."""
+    return convolve1d(probabilities, NEIGHBOURS, axis=0, mode="nearest")
+
+
+def postprocessing_rows(name: str, probabilities: list, truths: list, brains: list) -> list[list[str]]:
+    def row(variant: str, masks: list[np.ndarray]) -> list[str]:
+        scores = [score_volume(mask, truth, hausdorff=False) for mask, truth in zip(masks, truths, strict=True)]
+        summary = summarize(scores)
+        low, high = summary.dice_interval
+        return [
+            name,
+            variant,
+            f"{summary.dice_mean:.3f} ({low:.3f} to {high:.3f})",
+            f"{summary.dice_median:.3f}",
+            f"{summary.lesion_slice_dice:.3f}",
+            f"{100 * summary.false_alarm_rate:.1f} %",
+        ]
+
+    masks = [volume >= THRESHOLD for volume in probabilities]
+    cut = [mask & inside for mask, inside in zip(masks, brains, strict=True)]
+    averaged = [with_neighbours(volume) >= THRESHOLD for volume in probabilities]
+    return [
+        *(row(variant, list(map(process, masks))) for variant, process in VARIANTS.items()),
+        *(row(f"{variant}, cut to the brain", list(map(process, cut))) for variant, process in VARIANTS.items()),
+        row("neighbouring slices averaged, then the default", list(map(postprocess_volume, averaged))),
+    ]
 
 
 def by_thirds(name: str, what: str, values: np.ndarray, dice: np.ndarray) -> list[str]:
@@ -197,7 +206,7 @@ def main() -> None:
     cleaning, groups, calibration, curves = [], [], [], {}
     for name, probabilities in predictions.items():
         masks = [volume >= THRESHOLD for volume in probabilities]
-        cleaning += postprocessing_rows(name, masks, truths, brains)
+        cleaning += postprocessing_rows(name, probabilities, truths, brains)
         dice = np.concatenate(
             [
                 slice_dice(postprocess_volume(mask), truth)[truth.any(axis=(1, 2))]

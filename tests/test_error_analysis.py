@@ -9,6 +9,7 @@ from benchmarks.error_analysis import (
     cross_entropy,
     fit_temperature,
     irregularity,
+    postprocessing_rows,
     reliability,
     scale,
     scale_by_the_others,
@@ -78,3 +79,15 @@ def test_the_brain_is_found_in_slices_with_a_head_and_nowhere_else():
     assert found.shape == mask.shape
     assert not found[0].any()
     assert 0.05 < found[3].mean() < 0.5
+
+
+def test_neighbouring_slices_bridge_a_gap_and_outvote_a_single_slice():
+    truth = np.zeros((12, 20, 20), bool)
+    truth[2:7, 5:13, 5:13] = True
+    probabilities = np.where(truth, 0.9, 0.0)
+    probabilities[4] *= 0.5  # a slice of the lesion that is missed
+    probabilities[9, 5:13, 5:13] = 0.9  # a false alarm on one slice, large enough to be kept as an island
+    rows = {row[1]: row for row in postprocessing_rows("m", [probabilities], [truth], [np.ones_like(truth)])}
+    found, averaged = rows["holes filled, small islands out"], rows["neighbouring slices averaged, then the default"]
+    assert (found[4], found[5]) == ("0.800", "14.3 %")
+    assert (averaged[4], averaged[5]) == ("1.000", "0.0 %")
