@@ -10,8 +10,9 @@ Each folder of predictions is one model, called after the folder. Prints tables 
 - post-processing: none, holes filled, small islands out (the default), largest component; with and without cutting the
   mask to the brain (`brain_region`: thresholds and morphology on FLAIR); the default on the probabilities of a slice
   averaged with its neighbours';
-- Dice of slices with a lesion, in three equal groups by the lesion's area and by how irregular its outline is
-  (perimeter^2 / (4 pi area), 1 for a disc), for the patients' slices together;
+- Dice of slices with a lesion, in three equal groups by the lesion's area, by how irregular its outline is
+  (perimeter^2 / (4 pi area), 1 for a disc), and by how bright it is on FLAIR as a model sees it (the mean, in robust
+  standard deviations above the brain's median), for the patients' slices together;
 - calibration: how often a voxel with a given probability is lesion, the expected calibration error, and the temperature
   that gives the lowest cross-entropy (Guo et al. 2017, arXiv 1706.04599, section 4.2). That is fitted on these very
   patients, so it is judged by leaving out one at a time: each is scaled by the temperature fitted on the others.
@@ -30,6 +31,7 @@ from tqdm import tqdm
 
 from hub_dataset.loading import load_splits
 from hub_dataset.patients import Patient, group_by_patient, read_patient
+from modeling.image_processing_brain_mri import FLAIR, BrainMRIImageProcessor, normalize_intensities, to_channels
 from modeling.metrics import score_volume, slice_dice, summarize
 from modeling.postprocessing import brain_region, fill_holes, largest_component, postprocess_volume
 
@@ -66,6 +68,12 @@ def irregularity(mask: np.ndarray) -> float:
     diagonal = np.count_nonzero(padded[1:, 1:] ^ padded[:-1, :-1]) + np.count_nonzero(padded[1:, :-1] ^ padded[:-1, 1:])
     perimeter = np.pi / 8 * (straight + diagonal / np.sqrt(2))
     return perimeter**2 / (4 * np.pi * np.count_nonzero(mask))
+
+
+def lesion_brightness(image: np.ndarray, lesion: np.ndarray) -> float:
+    """Mean normalised FLAIR of a lesion (H, W) bool in its slice (H, W, 3): 0 is the median of the brain."""
+    flair = normalize_intensities(to_channels(image), BrainMRIImageProcessor.clip)[..., FLAIR]
+    return float(flair[lesion].mean())
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -186,12 +194,17 @@ def main() -> None:
     split = load_splits(args.dataset)[args.split]
     rows_of = group_by_patient(split)
     names = [folder.name for folder in args.predictions]
-    truths, brains = [], []
+    truths, brains, brightness = [], [], []
     predictions = {name: [] for name in names}
     for patient_id in tqdm(sorted(rows_of), desc="patients"):
         patient = read_patient(split, patient_id, rows_of[patient_id])
         truths.append(patient.truth)
         brains.append(brain(patient))
+        brightness += [
+            lesion_brightness(image, lesion)
+            for image, lesion in zip(patient.slices, patient.truth, strict=True)
+            if lesion.any()
+        ]
         for name, folder in zip(names, args.predictions, strict=True):
             with np.load(folder / f"{patient_id}.npz") as file:
                 predictions[name].append(file["probabilities"])
@@ -215,6 +228,7 @@ def main() -> None:
         )
         groups.append(by_thirds(name, "area in pixels", areas, dice))
         groups.append(by_thirds(name, "irregularity", outlines, dice))
+        groups.append(by_thirds(name, "FLAIR in the lesion", np.array(brightness), dice))
         voxels_of = [volume[where] for volume, where in zip(probabilities, inside, strict=True)]
         voxels = np.concatenate(voxels_of)
         count, mean, share = reliability(voxels, truth_voxels)

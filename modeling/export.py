@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
-AS_FIRST = {"temperature": None}  # what the average takes from the first of the sources
+AS_FIRST = {"temperature": None, "loss": None}  # what the average takes from the first of the sources
 
 
 def load_average(sources: Sequence[str]) -> PreTrainedModel:

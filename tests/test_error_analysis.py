@@ -9,6 +9,7 @@ from benchmarks.error_analysis import (
     cross_entropy,
     fit_temperature,
     irregularity,
+    lesion_brightness,
     postprocessing_rows,
     reliability,
     scale,
@@ -16,6 +17,7 @@ from benchmarks.error_analysis import (
 )
 from hub_dataset.patients import Patient
 from hub_dataset.phantom import phantom_volume
+from modeling.image_processing_brain_mri import brain_mask
 
 
 def disc(radius: float, size: int = 101) -> np.ndarray:
@@ -91,3 +93,14 @@ def test_neighbouring_slices_bridge_a_gap_and_outvote_a_single_slice():
     found, averaged = rows["holes filled, small islands out"], rows["neighbouring slices averaged, then the default"]
     assert (found[4], found[5]) == ("0.800", "14.3 %")
     assert (averaged[4], averaged[5]) == ("1.000", "0.0 %")
+
+
+def test_a_faint_lesion_is_less_bright_whatever_the_scale_of_the_slice():
+    slices, mask = phantom_volume(0, num_slices=12, size=128)
+    index = mask.sum(axis=(1, 2)).argmax()
+    image, lesion = slices[index].astype(np.float64), mask[index]
+    tissue = np.median(image[..., 1][brain_mask(image)])
+    faint = image.copy()
+    faint[lesion, 1] = tissue + 0.3 * (image[lesion, 1] - tissue)
+    assert lesion_brightness(image, lesion) > 2 * lesion_brightness(faint, lesion) > 0
+    assert lesion_brightness(7 * image + 3, lesion) == pytest.approx(lesion_brightness(image, lesion), rel=1e-5)

@@ -88,8 +88,16 @@ def test_a_temperature_is_stored_and_applied(checkpoint, tmp_path):
         torch.testing.assert_close(1.25 * calibrated(values).logits, original(values).logits, rtol=0.02, atol=0.02)
     with pytest.raises(SystemExit, match="temperature must be positive, but is 0"):
         main([str(checkpoint), str(tmp_path / "frozen"), "--temperature", "0"])
-    main([str(tmp_path / "calibrated"), str(checkpoint), str(tmp_path / "mean")])
-    assert AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "mean").config.temperature == 1.25
+
+
+def test_an_average_has_the_temperature_and_loss_of_its_first_source(checkpoint, tmp_path):
+    model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint)
+    model.config.temperature, model.config.loss = 1.25, "bce"
+    model.save_pretrained(tmp_path / "first")
+    BrainMRIImageProcessor().save_pretrained(tmp_path / "first")
+    main([str(tmp_path / "first"), str(checkpoint), str(tmp_path / "mean")])
+    config = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "mean").config
+    assert (config.temperature, config.loss) == (1.25, "bce")
 
 
 def test_other_architectures_are_not_averaged(checkpoint, tmp_path):
