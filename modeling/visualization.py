@@ -319,7 +319,8 @@ def plot_training_curves(rows: Sequence[Mapping[str, float]]) -> "Figure":
             ax.set_ylim(bottom=0)
         ax.set_ylabel(title, fontsize=8)
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=8, loc="lower right", framealpha=1, edgecolor="none")
+            # Above the axes, where it can hide no curve.
+            ax.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
         _style(ax)
     axes[-1].set_xlabel("epoch")
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
