@@ -40,7 +40,7 @@ from modeling.metrics import Summary, VolumeScores, score_volume, slice_dice, su
 from modeling.onnx_inference import OnnxModel, load_onnx_model
 from modeling.postprocessing import KEEP_FRACTION, MIN_VOXELS, postprocess_volume
 from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint
-from modeling.visualization import plot_dice_per_patient, slice_sheet
+from modeling.visualization import new_figure, plot_dice_per_patient, slice_sheet
 
 ENGINES = ("torch", "onnxruntime")  # what computes the network
 CHANNELS = ("all", "flair")
@@ -260,11 +260,9 @@ def format_table(result: EvaluationResult) -> str:
 
 def plot_result(result: EvaluationResult):
     """A figure: Dice of each patient, and the worst and best post-processed slices outlined over FLAIR."""
-    from matplotlib.figure import Figure
-
     sheet_height = 7.4  # inches, as `slice_sheet` has it for two rows of this width
     height = max(sheet_height, 1.3 + 0.2 * len(result.patients))
-    figure = Figure(figsize=(15, height), dpi=150, layout="constrained")
+    figure = new_figure(15, height)
     left, right = figure.subfigures(1, 2, width_ratios=(6, 9))
     if height > sheet_height:
         right, _ = right.subfigures(2, 1, height_ratios=(sheet_height, height - sheet_height))

@@ -31,9 +31,11 @@ from tqdm import tqdm
 
 from hub_dataset.loading import load_splits
 from hub_dataset.patients import Patient, group_by_patient, read_patient
+from modeling.brain_region import brain_region
 from modeling.image_processing_brain_mri import FLAIR, BrainMRIImageProcessor, normalize_intensities, to_channels
 from modeling.metrics import score_volume, slice_dice, summarize
-from modeling.postprocessing import brain_region, fill_holes, largest_component, postprocess_volume
+from modeling.postprocessing import fill_holes, largest_component, postprocess_volume
+from modeling.visualization import new_figure
 
 THRESHOLD = 0.5
 BINS = 10
@@ -171,9 +173,7 @@ def calibration_error(count: np.ndarray, mean: np.ndarray, share: np.ndarray) ->
 
 
 def draw_reliability(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2, 4), dpi=150, layout="constrained")
+    figure = new_figure(4.2, 4)
     ax = figure.subplots()
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="perfect")
     for (name, (mean, share)), color in zip(curves.items(), ("#0072b2", "#d55e00", "#009e73"), strict=False):

@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments.run import Score
 from modeling.metrics import bootstrap_interval
+from modeling.visualization import new_figure
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,8 @@ def format_table(table: Table, folder: Path) -> str:
 
 def draw(folder: Path, path: Path) -> None:
     """Write a figure: for each table, the Dice of every patient, and the mean with its interval."""
-    from matplotlib.figure import Figure
-
     heights = [len(table.rows) for table in TABLES]
-    figure = Figure(figsize=(7.5, 0.42 * sum(heights) + 0.5 * len(TABLES) + 0.6), dpi=150, layout="constrained")
+    figure = new_figure(7.5, 0.42 * sum(heights) + 0.5 * len(TABLES) + 0.6)
     axes = figure.subplots(len(TABLES), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for ax, table in zip(axes, TABLES, strict=True):
         for place, what in enumerate(table.rows.values()):

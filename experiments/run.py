@@ -21,7 +21,7 @@ from datasets import DatasetDict, concatenate_datasets
 from PIL import Image
 
 from hub_dataset.loading import load_splits
-from modeling.postprocessing import brain_region
+from modeling.brain_region import brain_region
 from training.folds import split_by_fold
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,4 +1,4 @@
-"""Clean-up of predicted lesion masks: holes filled, small islands removed; the brain to cut them to.
+"""Clean-up of predicted lesion masks: holes filled, small islands removed. Arrays in, new arrays out.
 
 Masks are bool, `(S, H, W)` with axial slices first, or a single `(H, W)` slice. Foreground is fully connected (26
 neighbours in a volume, 8 in a slice): slices are several millimetres apart, so a lesion's outline may move by a pixel
@@ -9,8 +9,6 @@ a slice), the dual of the former, so that a closed 8-connected contour has an in
 
 import numpy as np
 from scipy import ndimage
-
-from .image_processing_brain_mri import FLAIR, brain_mask, to_channels
 
 # Mild limits: of the 88 training and validation lesions of the LGG dataset, as readers outlined them, 81 are one
 # component, no second component exceeds 5 % of the first, and the smallest lesion has 1,870 voxels.
@@ -120,23 +118,6 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
         is_hole[background[side]] = False  # a hole never reaches the sides of the lesion's own bounding box
     is_hole[0] = True  # label 0 is the mask itself
     return _paste(is_hole[background], box, mask.shape)
-
-
-def brain_region(image: np.ndarray) -> np.ndarray:
-    """The brain of a slice without its holes, to which a mask or the slice can be cut; dark lesions stay inside.
-
-    Args:
-        image: `(H, W, 3)` in the dataset's channel order, any real dtype and scale.
-
-    Returns:
-        `(H, W)` bool, found by thresholds and morphology (`brain_mask`); all false where FLAIR is constant.
-
-    Raises:
-        ValueError: under 32 pixels, NaN or infinity.
-    """
-    if not np.ptp(image[..., FLAIR]):  # slices beyond the head may be black throughout
-        return np.zeros(image.shape[:2], dtype=bool)
-    return fill_holes(brain_mask(to_channels(image)))
 
 
 def _check_mask(mask: np.ndarray, dimensions: tuple[int, ...] = (2, 3)) -> None:

@@ -148,6 +148,13 @@ def draw_outline(
     return Image.fromarray(pixels)
 
 
+def heatmap_colors(values: np.ndarray) -> np.ndarray:
+    """RGB of values in [0, 1] in the colours of `HEATMAP`: any shape -> (..., 3) uint8."""
+    from matplotlib import colormaps
+
+    return colormaps[HEATMAP](values, bytes=True)[..., :3]
+
+
 def probability_heatmap(probabilities: np.ndarray) -> Image.Image:
     """Lesion probabilities in colour, from black (0) through purple, red and orange to pale yellow (1).
 
@@ -160,8 +167,6 @@ def probability_heatmap(probabilities: np.ndarray) -> Image.Image:
     Raises:
         ValueError: another shape or dtype, or values outside [0, 1].
     """
-    from matplotlib import colormaps
-
     probabilities = np.asarray(probabilities)
     if probabilities.ndim != 2 or probabilities.dtype.kind != "f":
         raise ValueError(f"probabilities must be (H, W) floats, got {probabilities.dtype} {probabilities.shape}.")
@@ -170,7 +175,7 @@ def probability_heatmap(probabilities: np.ndarray) -> Image.Image:
             f"probabilities must lie in [0, 1], got {probabilities.min():g} to {probabilities.max():g}. "
             "Logits go through a sigmoid first, once."
         )
-    return Image.fromarray(colormaps[HEATMAP](probabilities, bytes=True)[..., :3])
+    return Image.fromarray(heatmap_colors(probabilities))
 
 
 def slice_sheet(
@@ -206,7 +211,7 @@ def slice_sheet(
             raise ValueError(f"There are {count} images but {len(items)} {name}; give one each.")
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure = figure or _new_figure(2.7 * columns, 3.1 * rows + 0.4)
+    figure = figure or new_figure(2.7 * columns, 3.1 * rows + 0.4)
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
@@ -219,6 +224,13 @@ def slice_sheet(
     handles = [Line2D([], [], color=np.divide(color, 255), linewidth=2.5, label=label) for label, color in lines]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, sizes in inches, at the resolution and with the layout of all figures here."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def plot_dice_per_patient(
@@ -251,7 +263,7 @@ def plot_dice_per_patient(
     patients = sorted(dice, key=lambda patient: (not np.isnan(dice[patient]), dice[patient]))
     values = np.array([dice[patient] for patient in patients])
     rows = np.arange(len(patients))
-    figure = figure or _new_figure(6.5, 1.3 + 0.2 * len(patients))
+    figure = figure or new_figure(6.5, 1.3 + 0.2 * len(patients))
     ax = figure.subplots()
 
     defined = values[~np.isnan(values)]
@@ -305,7 +317,7 @@ def plot_training_curves(rows: Sequence[Mapping[str, float]]) -> "Figure":
     if not panels:
         raise ValueError("There is nothing to plot: no row has both an epoch and a value.")
 
-    figure = _new_figure(7, 2.1 * len(panels) + 0.4)
+    figure = new_figure(7, 2.1 * len(panels) + 0.4)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for ax, (title, curves) in zip(axes, panels, strict=True):
         for key, label, color in curves:
@@ -327,109 +339,11 @@ def plot_training_curves(rows: Sequence[Mapping[str, float]]) -> "Figure":
     return figure
 
 
-def attention_from_point(
-    attentions: Sequence[np.ndarray],
-    point: tuple[int, int],
-    image_size: tuple[int, int],
-    token_size: int,
-    layer: int | None = None,
-) -> np.ndarray:
-    """Where the token under a point of the slice attends.
-
-    Args:
-        attentions: one slice's weights from every layer, `(heads, N, N)` each: `[a[i] for a in outputs.attentions]` of
-            a TransUNet called with `output_attentions=True`.
-        point: `(row, column)` in pixels of the slice.
-        image_size: `(height, width)` of the slice in pixels, before the processor's padding.
-        token_size: side of a token in pixels, the model's `config.size_divisor`.
-        layer: which layer's weights, averaged over its heads; by default averaged over the layers too.
-
-    Returns:
-        `(rows, columns)` float64 over the grid of tokens, 0 or more, summing to 1.
-
-    Raises:
-        ValueError: weights that do not fit the slice's grid, or a point outside the slice.
-        IndexError: no such layer.
-    """
-    rows, columns = (-(-length // token_size) for length in image_size)
-    row, column = _check_point(point, image_size)
-    weights = np.stack([np.asarray(item, dtype=np.float64) for item in attentions])  # (layers, heads, N, N)
-    if weights.ndim != 4 or weights.shape[-2:] != (rows * columns,) * 2:
-        raise ValueError(
-            f"attentions must be (heads, {rows * columns}, {rows * columns}) per layer for a slice of "
-            f"{image_size[0]}x{image_size[1]} pixels in tokens of {token_size}, got {weights.shape[1:]}."
-        )
-    weights = weights.mean(axis=0) if layer is None else weights[layer]
-    token = row // token_size * columns + column // token_size
-    return weights[:, token].mean(axis=0).reshape(rows, columns)
-
-
-def draw_attention(
-    image: np.ndarray | Image.Image,
-    attention: np.ndarray,
-    point: tuple[int, int],
-    token_size: int,
-    *,
-    scale: int = 1,
-) -> Image.Image:
-    """FLAIR in grey, coloured where a token attends, with a square around that token.
-
-    Colour and opacity grow with the weight, in the colours of `probability_heatmap`, up to the largest weight of this
-    picture: they compare places within a picture, not pictures.
-
-    Args:
-        image: a slice, as for `flair_to_grey`.
-        attention: `(rows, columns)`, 0 or more, from `attention_from_point`.
-        point: `(row, column)` in pixels of the slice, in the token that attends.
-        token_size: side of a token in pixels.
-        scale: enlargement, a whole number.
-
-    Returns:
-        RGB image of `(scale * W, scale * H)` pixels.
-
-    Raises:
-        ValueError: weights that do not cover the slice, are negative or all 0, a point outside the slice, or a `scale`
-            below 1.
-    """
-    from matplotlib import colormaps
-
-    grey = flair_to_grey(image)
-    height, width = grey.shape
-    row, column = _check_point(point, grey.shape)
-    if scale < 1:
-        raise ValueError(f"scale must be a whole number from 1, got {scale}.")
-    attention = np.asarray(attention, dtype=np.float64)
-    grid = (-(-height // token_size), -(-width // token_size))
-    if attention.shape != grid or not (attention >= 0).all() or attention.max() == 0:
-        raise ValueError(f"attention must be {grid} weights of 0 or more, not all 0, got {attention.shape}.")
-
-    canvas = Image.fromarray(grey).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
-    weights = Image.fromarray((attention / attention.max()).astype(np.float32))
-    cell = token_size * scale
-    weights = weights.resize((grid[1] * cell, grid[0] * cell), Image.Resampling.BILINEAR)
-    weights = np.asarray(weights)[: height * scale, : width * scale, None]  # without the padding
-    colors = colormaps[HEATMAP](0.25 + 0.75 * weights[..., 0])[..., :3] * 255  # black would darken, not colour
-    opacity = 0.75 * weights
-    pixels = np.rint((1 - opacity) * np.asarray(canvas)[..., None] + opacity * colors).astype(np.uint8)
-
-    token = np.zeros(pixels.shape[:2], dtype=bool)
-    top, left = row // token_size * cell, column // token_size * cell
-    token[top : top + cell, left : left + cell] = True
-    pixels[outline(token, width=scale)] = REFERENCE_COLOR
-    return Image.fromarray(pixels)
-
-
 def _points(rows: Sequence[Mapping[str, float]], key: str) -> np.ndarray:
     """Epochs and values `(2, N)` of the rows that have both."""
     points = [(row["epoch"], row[key]) for row in rows if row.get("epoch") is not None and row.get(key) is not None]
     array = np.array(points, dtype=np.float64).reshape(-1, 2).T
     return array[:, np.isfinite(array).all(axis=0)]
-
-
-def _new_figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def _style(ax) -> None:
@@ -445,10 +359,3 @@ def _check_mask(name: str, mask: np.ndarray, shape: tuple[int, int] | None = Non
         raise ValueError(f"{name} must be an (H, W) bool array, got {kind}.")
     if shape is not None and mask.shape != shape:
         raise ValueError(f"{name} must have the slice's size {shape}, got {mask.shape}.")
-
-
-def _check_point(point: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    row, column = point
-    if not (0 <= row < size[0] and 0 <= column < size[1]):
-        raise ValueError(f"The point (row, column) = ({row}, {column}) lies outside the slice of {size[0]}x{size[1]}.")
-    return int(row), int(column)

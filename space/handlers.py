@@ -282,7 +282,7 @@ def attention(
     import torch
 
     from modeling import TransUNetConfig
-    from modeling.visualization import attention_from_point, draw_attention
+    from modeling.attention_map import attention_from_point, draw_attention
 
     network, processor = load(models[model])
     if network.config.model_type != TransUNetConfig.model_type:

@@ -1,10 +1,11 @@
-"""Made-up slices for the tests of the app, and the 16-bit colour files that Pillow cannot write."""
+"""For the tests of the app: made-up slices, 16-bit colour files that Pillow cannot write, raw calls to a server."""
 
 import socket
 import struct
 import zlib
 from pathlib import Path
 
+import httpx
 import numpy as np
 
 
@@ -80,3 +81,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def call_raw(address: str, data: list, endpoint: str = "segment_slice") -> str:
+    """What the queue answers to a payload that no well-behaved client sends."""
+    base = f"{address}/gradio_api/call/{endpoint}"
+    response = httpx.post(base, json={"data": data})
+    assert response.status_code == 200
+    return httpx.get(f"{base}/{response.json()['event_id']}", timeout=60).text

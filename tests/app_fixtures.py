@@ -1,10 +1,12 @@
-"""What the tests of the app share: Gradio's upload folder, checkpoints with random weights, and a server on them.
+"""What the tests of the app share: Gradio's upload folder, checkpoints with random weights, a server on them, and a
+client of it.
 
 Loaded as a pytest plugin by the modules that need it.
 """
 
 import pytest
-from app_files import free_port
+from app_files import free_port, make_slice
+from gradio_client import Client
 from PIL import Image
 
 
@@ -98,3 +100,19 @@ def server(models, upload_folder):
     _, address, _ = app.launch(demo, server_port=free_port(), prevent_thread_lock=True, quiet=True)
     yield address.rstrip("/"), demo
     demo.close()
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    """A client of the server."""
+    client = Client(server[0], verbose=False, download_files=False)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def slice_path(tmp_path):
+    """A made-up slice as a PNG."""
+    path = tmp_path / "slice.png"
+    Image.fromarray(make_slice()).save(path)
+    return path

@@ -12,8 +12,6 @@ from PIL import Image
 from modeling.visualization import (
     PREDICTION_COLOR,
     REFERENCE_COLOR,
-    attention_from_point,
-    draw_attention,
     draw_outline,
     flair_to_grey,
     outline,
@@ -287,72 +285,3 @@ def test_training_curves_drop_panels_without_values():
 def test_importing_the_module_does_not_import_matplotlib():
     code = "import sys, modeling.visualization; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-# Attention
-
-
-@pytest.fixture
-def attentions():
-    """Weights of two layers with three heads over a 3 x 5 grid, each row summing to 1."""
-    weights = np.random.default_rng(0).random((2, 3, 15, 15)).astype(np.float32)
-    return list(weights / weights.sum(axis=-1, keepdims=True))
-
-
-def test_attention_is_that_of_the_token_under_the_point(attentions):
-    size = (45, 75)  # 3 x 5 tokens of 16 pixels, the last ones partly in the padding
-    token = 1 * 5 + 4  # row 1, column 4
-    one_layer = attention_from_point(attentions, (31, 64), size, 16, layer=1)
-    np.testing.assert_allclose(one_layer, attentions[1][:, token].mean(axis=0).reshape(3, 5))
-    all_layers = attention_from_point(attentions, (16, 74), size, 16)
-    np.testing.assert_allclose(all_layers, np.mean(attentions, axis=(0, 1))[token].reshape(3, 5), rtol=1e-6)
-    assert all_layers.sum() == pytest.approx(1)
-
-
-@pytest.mark.parametrize(
-    ("point", "size", "message"),
-    [
-        ((45, 0), (45, 75), "lies outside the slice of 45x75"),
-        ((0, -1), (45, 75), "lies outside"),
-        ((0, 0), (45, 81), r"must be \(heads, 18, 18\) per layer"),
-    ],
-)
-def test_attention_that_does_not_fit_the_slice_is_refused(attentions, point, size, message):
-    with pytest.raises(ValueError, match=message):
-        attention_from_point(attentions, point, size, 16)
-    with pytest.raises(IndexError):
-        attention_from_point(attentions, (0, 0), (45, 75), 16, layer=2)
-
-
-def test_attention_colours_what_is_attended_to(brain):
-    attention = np.zeros((6, 5))
-    attention[1, 3] = 0.5
-    picture = np.asarray(draw_attention(brain, attention, (40, 4), 8, scale=2))
-    assert picture.shape == (96, 80, 3)
-    colored = np.ptp(picture, axis=-1) > 0  # grey has three equal channels
-    assert colored[16:32, 48:64].any()
-    square = has_color(picture, REFERENCE_COLOR)
-    np.testing.assert_array_equal(np.argwhere(square).min(axis=0), (80, 0))
-    np.testing.assert_array_equal(np.argwhere(square).max(axis=0), (95, 15))
-    far = np.ones(colored.shape, dtype=bool)
-    far[0:48, 32:80] = False  # the attended token and its neighbours, over which it fades
-    assert not (colored & far & ~square).any()
-    doubled = draw_attention(brain, 2 * attention, (40, 4), 8, scale=2)
-    np.testing.assert_array_equal(np.asarray(doubled), picture)
-
-
-@pytest.mark.parametrize(
-    ("attention", "scale", "message"),
-    [
-        (np.ones((6, 6)), 1, r"attention must be \(6, 5\) weights"),
-        (np.zeros((6, 5)), 1, "not all 0"),
-        (-np.ones((6, 5)), 1, "0 or more"),
-        (np.full((6, 5), np.nan), 1, "0 or more"),
-        (np.ones((6, 5)), 0, "scale must be a whole number from 1"),
-    ],
-)
-def test_attention_that_cannot_be_drawn_is_refused(brain, attention, scale, message):
-    with pytest.raises(ValueError, match=message):
-        draw_attention(brain, attention, (0, 0), 8, scale=scale)
-    with pytest.raises(ValueError, match="lies outside"):
-        draw_attention(brain, np.ones((6, 5)), (48, 0), 8)
