@@ -35,12 +35,13 @@ from hub_dataset.streaming import StreamedBatchSampler, StreamedSlices, Streamed
 from modeling import BrainMRIImageProcessor
 from modeling.card import write_card
 from modeling.hub import HubError
-from modeling.losses import segmentation_loss
+from modeling.losses import distillation_loss, segmentation_loss
 from modeling.pretrained import initialize_from
 from modeling.publish import publish_model
 from modeling.visualization import plot_training_curves
 from training.arguments import parse_args
 from training.cpu import keep_freed_memory, memory_format_for
+from training.distillation import load_teacher, teacher_logits
 from training.distributed import launched_alone, synchronize_batch_norm, whole_batch
 from training.dry_run import print_estimate
 from training.folds import split_by_fold
@@ -135,11 +136,14 @@ def train(args: argparse.Namespace) -> None:
             splits, sampler = prepare_data(args)
         model = AutoModelForSemanticSegmentation.from_config(model_config(args))
         report = initialize_from(model, args.init_from) if args.init_from else None
+        processor = BrainMRIImageProcessor(size_divisor=model.config.size_divisor)
+        teacher = load_teacher(args.teacher, model, processor, accelerator) if args.teacher else None
     except (OSError, ValueError) as error:
         sys.exit(f"train.py: error: {error}")
     if report:
         accelerator.print(report)
-    processor = BrainMRIImageProcessor(size_divisor=model.config.size_divisor)
+    if teacher:  # crops that both models take
+        sampler.size_divisor = math.lcm(sampler.size_divisor, teacher.config.size_divisor)
     recipe = (processor, args.augmentation, args.channels)
     loader = DataLoader(
         StreamedSlices(*recipe) if args.streaming else TrainingSlices(splits["train"], *recipe),
@@ -169,7 +173,11 @@ def train(args: argparse.Namespace) -> None:
         with accelerator.accumulate(model):
             pixel_values = batch["pixel_values"].contiguous(memory_format=memory_format)
             logits = model(pixel_values=pixel_values).logits
-            loss = segmentation_loss(whole_batch(logits), whole_batch(batch["labels"]), args.loss)
+            logits = whole_batch(logits)
+            loss = segmentation_loss(logits, whole_batch(batch["labels"]), args.loss)
+            if teacher:
+                taught = distillation_loss(logits, whole_batch(teacher_logits(teacher, pixel_values, accelerator)))
+                loss = torch.lerp(loss, taught, args.teacher_weight)
             accelerator.backward(loss)
             if accelerator.sync_gradients and args.max_grad_norm:
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)

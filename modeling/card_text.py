@@ -294,6 +294,11 @@ def describe_run(run: TrainingRun, runs: Sequence[TrainingRun]) -> str:
     text = f"`{shorten_path(str(run.path))}`: {text}." if len(runs) > 1 else f"{capitalized(text)}."
     optimizer = {"adamw": "AdamW", "sgd": "SGD"}.get(arguments.get("optimizer", "adamw"))
     details = [f"Loss `{arguments['loss']}`, {optimizer}, warm-up and cosine." if "loss" in arguments else ""]
+    if arguments.get("teacher"):
+        details.append(
+            f"A share of {arguments['teacher_weight']:g} of the loss is distillation: the divergence from the "
+            f"probabilities of a trained model, `{shorten_path(arguments['teacher'])}`."
+        )
     if arguments.get("ema_decay"):
         details.append(f"The weights are a moving average (decay {arguments['ema_decay']:g}).")
     if arguments.get("augmentation"):

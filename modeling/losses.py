@@ -1,7 +1,7 @@
-"""Losses for binary segmentation, as pure functions of logits and labels.
+"""Losses for binary segmentation, as pure functions of logits and labels, or of two models' logits.
 
-Every function takes `logits` (B, 1, H, W), any float dtype, and `labels` (B, H, W) with the values 0 and 1, and
-returns a float32 scalar tensor.
+Every function takes `logits` (B, 1, H, W), any float dtype, and, unless it says otherwise, `labels` (B, H, W) with the
+values 0 and 1, and returns a float32 scalar tensor.
 """
 
 from collections.abc import Callable
@@ -53,6 +53,18 @@ def focal_tversky_loss(
     )
     # The power's slope is infinite at zero, where the prediction is perfect.
     return (1 - tversky).clamp_min(1e-6).pow(gamma).mean()
+
+
+def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence of the model's lesion probabilities from a teacher's, mean over all pixels.
+
+    Hinton et al. 2015 (arXiv 1503.02531, section 2) for two classes. `teacher_logits` has the shape of `logits`, and
+    no gradient flows into it. Where both are equal the loss is zero.
+    """
+    teacher_logits = teacher_logits.detach().float()
+    probabilities = teacher_logits.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(teacher_logits, probabilities)
+    return F.binary_cross_entropy_with_logits(logits.float(), probabilities) - entropy
 
 
 LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling.losses import LOSSES, SMOOTHING, segmentation_loss
+from modeling.losses import LOSSES, SMOOTHING, distillation_loss, segmentation_loss
 
 
 @pytest.fixture
@@ -84,3 +84,27 @@ def test_rejects_what_does_not_fit(example):
         segmentation_loss(logits, labels[:, None], "bce")
     with pytest.raises(ValueError, match="range from 0 to 255"):
         segmentation_loss(logits, labels * 255, "bce")
+
+
+class TestDistillation:
+    def test_is_the_divergence_of_two_bernoulli_distributions(self, example):
+        logits, _ = example
+        teacher = logits.roll(1, dims=0)
+        p, q = teacher.double().sigmoid().numpy(), logits.double().sigmoid().numpy()
+        expected = np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
+        assert distillation_loss(logits, teacher).item() == pytest.approx(expected, rel=1e-5)
+
+    def test_leads_to_the_teacher_and_is_zero_there(self, example):
+        logits, _ = example
+        assert distillation_loss(logits, logits).item() == pytest.approx(0, abs=1e-6)
+        student, teacher = torch.zeros_like(logits).requires_grad_(), logits.clone().requires_grad_()
+        distillation_loss(student, teacher).backward()
+        assert teacher.grad is None
+        torch.testing.assert_close(student.grad, (0.5 - teacher.detach().sigmoid()) / logits.numel())
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_a_certain_teacher_and_half_precision_stay_finite(self, dtype):
+        logits = torch.tensor([-60.0, 60.0, 0.0], dtype=dtype)[None, None, None]
+        loss = distillation_loss(logits, logits.flip(-1))
+        assert loss.dtype == torch.float32
+        assert torch.isfinite(loss)

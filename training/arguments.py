@@ -14,6 +14,8 @@ from modeling.pretrained import SOURCES
 from .recipe import OPTIMIZERS, model_config, parse_override, parse_stage
 from .trackers import TRACKERS, check_tracker
 
+TEACHER_WEIGHT = 0.7
+
 
 def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
     """Arguments of a run; prints the error and exits with 2 where they cannot be used."""
@@ -47,6 +49,12 @@ def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
         parser.error("--folds and --fold go together, for instance `--folds 5 --fold 0`.")
     if args.folds is not None and (args.folds < 2 or not 0 <= args.fold < args.folds):
         parser.error(f"--fold {args.fold} of --folds {args.folds}: at least 2 folds, counted from 0.")
+    if args.teacher_weight is not None and not args.teacher:
+        parser.error("--teacher_weight goes with --teacher.")
+    if args.teacher:
+        args.teacher_weight = TEACHER_WEIGHT if args.teacher_weight is None else args.teacher_weight
+        if not 0 < args.teacher_weight <= 1:
+            parser.error(f"--teacher_weight must be from over 0 to 1, not {args.teacher_weight}.")
     args.config = dict(args.config)
     if "loss" in args.config:
         parser.error("--config loss=...: the loss has an option of its own, --loss.")
@@ -127,6 +135,18 @@ def add_data(group: argparse._ArgumentGroup) -> None:
 
 def add_optimization(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--loss", choices=list(LOSSES), default="dice_bce")
+    group.add_argument(
+        "--teacher",
+        metavar="CHECKPOINT",
+        help="a trained model of any architecture whose probabilities the new one learns beside the labels; it should "
+        "not have been trained on the validation patients, or they measure nothing",
+    )
+    group.add_argument(
+        "--teacher_weight",
+        type=float,
+        metavar="SHARE",
+        help=f"of the teacher in the loss ({TEACHER_WEIGHT}), from over 0 to 1, which leaves out the labels",
+    )
     group.add_argument("--epochs", type=int, default=40)
     group.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
     group.add_argument("--learning_rate", type=float, default=1e-3, help="peak of warm-up + cosine")
