@@ -84,6 +84,13 @@ def test_a_run_tells_of_its_teacher(run, save_teacher):
     assert "teacher" not in alone.command + describe_run(alone, [alone])
 
 
+def test_a_dry_run_tells_what_it_leaves_out(run, save_teacher, capsys):
+    run("--dry_run", "--teacher", save_teacher())
+    assert "the teacher's own, and its memory, are not counted; its time is" in capsys.readouterr().out
+    run("--dry_run")
+    assert "teacher" not in capsys.readouterr().out
+
+
 class TestRefusals:
     @pytest.fixture(autouse=True)
     def nothing_is_left(self, tmp_path):
@@ -95,7 +102,7 @@ class TestRefusals:
             run("--teacher", str(tmp_path / "nowhere"))
 
     def test_a_teacher_of_other_slices(self, run, save_teacher):
-        with pytest.raises(SystemExit, match="does not take the slices of this model: it has clip 3.0, not "):
+        with pytest.raises(SystemExit, match=r"does not take the slices of this model: it has clip 3\.0, not "):
             run("--teacher", save_teacher(clip=3.0))
 
     @pytest.mark.parametrize(

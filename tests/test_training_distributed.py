@@ -13,8 +13,10 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.data_loader import BatchSamplerShard
 from safetensors.torch import load_file
+from tiny_training import TINY_PRESETS
 
 from hub_dataset.loading import LesionBatchSampler
+from modeling import BrainMRIImageProcessor, UNetForSemanticSegmentation
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "examples" / "accelerate"
@@ -39,6 +41,10 @@ def test_two_processes_train_as_one(phantom_dataset_dir, tmp_path):
     # SGD, because AdamW scales up even the gradients that are rounding errors around zero: those of the biases before
     # batch norm. They change no loss, but the weights would differ.
     arguments = ["--optimizer", "sgd", "--learning_rate", "0.05", "--gradient_accumulation_steps", "2"]
+    torch.manual_seed(0)
+    UNetForSemanticSegmentation(TINY_PRESETS["tiny"]).save_pretrained(tmp_path / "teacher")
+    BrainMRIImageProcessor().save_pretrained(tmp_path / "teacher")
+    arguments += ["--teacher", str(tmp_path / "teacher")]
     one, two = (
         launch(count, phantom_dataset_dir, tmp_path / str(count), *arguments, "--checkpoint_minutes", "0")
         for count in (1, 2)

@@ -72,11 +72,13 @@ def print_estimate(
     validate_patient()
     validations = math.ceil(args.epochs / args.validate_every)
     validation = (time.perf_counter() - started) * math.ceil(num_patients / accelerator.num_processes) * validations
+    uncounted = "  the teacher's own, and its memory, are not counted; its time is\n" if args.teacher else ""
     kept = ""
     if accelerator.device.type == "cpu" and not args.low_memory:
         kept = "  freed memory is kept, which adds up to half; --low_memory returns it\n"
     accelerator.print(
         f"GFLOP/slice: one forward pass. GFLOP/step: forward and backward of {args.batch_size} slices.\n"
+        f"{uncounted}"
         f"parameters: {num_parameters:,}; steps: {steps:,}\n"
         f"memory per process, in float32, beside the libraries' own: {gib(resident + activations)}\n"
         f"  weights, gradients, optimiser, moving average: {gib(resident)}\n"
