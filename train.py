@@ -5,6 +5,7 @@
     accelerate launch train.py --model unet-5level --dataset data/lgg --output_dir runs/unet-5level --resume
     accelerate launch train.py --model unet-5level --dataset USER/NAME --streaming --output_dir runs/unet-5level
     accelerate launch train.py --model unet-5level --dataset data/lgg --output_dir runs/unet-5level --dry_run
+    accelerate launch train.py --model unet-5level --teacher checkpoints/transunet-small --dataset data/lgg ...
 
 RUN (`--output_dir`) holds args.json, split.json (the patients of each split), log.jsonl (one line per epoch),
 curves.png, validation.png (the best model's scores and slices), best/ and last/ (models for `from_pretrained`), and
@@ -172,8 +173,7 @@ def train(args: argparse.Namespace) -> None:
         """The batch's loss, after a step of the weights and their average where enough gradients have come together."""
         with accelerator.accumulate(model):
             pixel_values = batch["pixel_values"].contiguous(memory_format=memory_format)
-            logits = model(pixel_values=pixel_values).logits
-            logits = whole_batch(logits)
+            logits = whole_batch(model(pixel_values=pixel_values).logits)
             loss = segmentation_loss(logits, whole_batch(batch["labels"]), args.loss)
             if teacher:
                 taught = distillation_loss(logits, whole_batch(teacher_logits(teacher, pixel_values, accelerator)))
