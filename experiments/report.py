@@ -1,6 +1,6 @@
 """Tables and figure of the experiments, as docs/results.md shows them.
 
-    python -m experiments.report --output runs/experiments [--figure docs/figures/experiments.png]
+    python -m experiments.report --output runs/experiments [--only Loss ...] [--figure docs/figures/experiments.png]
 
 Scores are per patient, after post-processing, of the last weights on patients who were not trained on and chose
 nothing. A difference is taken patient by patient from the row above it that says "reference"; its interval, like all,
@@ -73,6 +73,20 @@ TABLES = (
             "split by slice": Score("by-slice", variant="by-slice"),
         },
     ),
+    Table(
+        "Teacher",
+        {
+            "none (reference)": Score("unet-5level-bce"),
+            "TransUNet": Score("unet-5level-taught"),
+        },
+    ),
+    Table(
+        "Teacher (FLAIR alone)",
+        {
+            "none (reference)": Score("unet-5level-bce", channels="flair"),
+            "TransUNet": Score("unet-5level-taught", channels="flair"),
+        },
+    ),
 )
 
 
@@ -138,12 +152,12 @@ def format_table(table: Table, folder: Path) -> str:
     return "\n".join([*lines, "", count, ""])
 
 
-def draw(folder: Path, path: Path) -> None:
+def draw(tables: Sequence[Table], folder: Path, path: Path) -> None:
     """Write a figure: for each table, the Dice of every patient, and the mean with its interval."""
-    heights = [len(table.rows) for table in TABLES]
-    figure = new_figure(7.5, 0.42 * sum(heights) + 0.5 * len(TABLES) + 0.6)
-    axes = figure.subplots(len(TABLES), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for ax, table in zip(axes, TABLES, strict=True):
+    heights = [len(table.rows) for table in tables]
+    figure = new_figure(7.5, 0.42 * sum(heights) + 0.5 * len(tables) + 0.6)
+    axes = figure.subplots(len(tables), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, table in zip(axes, tables, strict=True):
         for place, what in enumerate(table.rows.values()):
             dice = np.array(list(read_scores(folder, what).dice.values()))
             low, high = bootstrap_interval(dice)
@@ -165,12 +179,15 @@ def draw(folder: Path, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="folder that experiments.run wrote")
+    titles = [table.title for table in TABLES]
+    parser.add_argument("--only", nargs="+", choices=titles, default=titles, metavar="TITLE", help=", ".join(titles))
     parser.add_argument("--figure", type=Path, help="Dice of every patient (PNG)")
     args = parser.parse_args(argv)
+    tables = [table for table in TABLES if table.title in args.only]
     try:
-        print("\n".join(format_table(table, args.output) for table in TABLES))
+        print("\n".join(format_table(table, args.output) for table in tables))
         if args.figure:
-            draw(args.output, args.figure)
+            draw(tables, args.output, args.figure)
     except (OSError, ValueError) as error:
         sys.exit(f"experiments.report: error: {error}")
 

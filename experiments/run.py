@@ -28,14 +28,17 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDS = 4
 SMALL = ("--image_size", "128", "--batch_size", "8", "--learning_rate", "1.5e-3")
 TRANSUNET = ("--model", "transunet-small", "--init_from", "efficientnet-lite0", "--epochs", "5")
+UNET_BCE = ("--model", "unet-5level", "--epochs", "4", "--loss", "bce")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A training: its options of train.py, and the dataset's variant that it learns from, see `write_variants`."""
+    """A training: its options of train.py, the dataset's variant that it learns from, see `write_variants`, and the
+    experiment whose last weights teach it, if any."""
 
     options: tuple[str, ...]
     variant: str = "by-patient"
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ EXPERIMENTS = {
     "no-attention": Experiment((*TRANSUNET, "--config", "num_hidden_layers=0")),
     "unet-5level": Experiment(("--model", "unet-5level", "--epochs", "4")),
     "unet-4level": Experiment(("--model", "unet-4level", "--epochs", "2")),
+    "unet-5level-bce": Experiment(UNET_BCE),
+    "unet-5level-taught": Experiment(UNET_BCE, teacher="loss-bce"),
 }
 SCORES = (
     *(Score(name) for name, experiment in EXPERIMENTS.items() if experiment.variant == "by-patient"),
@@ -71,6 +76,8 @@ SCORES = (
     Score("baseline", variant="stripped"),
     Score("stripped", variant="stripped"),
     Score("stripped"),
+    Score("unet-5level-bce", channels="flair"),
+    Score("unet-5level-taught", channels="flair"),
 )
 
 
@@ -143,12 +150,15 @@ def run(*command: str) -> None:
 
 
 def train(name: str, folder: Path, data: Path, mixed_precision: str) -> None:
-    """Train an experiment to its end, from where it stood."""
+    """Train an experiment to its end, from where it stood, and its teacher before it."""
     run_folder = folder / name
     if (run_folder / "last" / "model.safetensors").exists():
         return
     experiment = EXPERIMENTS[name]
     options = [*SMALL, *experiment.options, "--validate_every", "1000"]
+    if experiment.teacher:
+        train(experiment.teacher, folder, data, mixed_precision)
+        options += ["--teacher", str(folder / experiment.teacher / "last")]
     options += ["--resume"] if (run_folder / "args.json").exists() else []
     launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     launch += ["--dynamo_backend", "no", "--mixed_precision", mixed_precision]

@@ -1,6 +1,7 @@
 """experiments/: variants of the dataset, trainings that go on where they stood, tables of their scores."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,7 +70,10 @@ def test_runs_what_is_missing_and_reports_it(phantom_dataset_dir, tmp_path, monk
         "small.all.by-patient.json",
         "small.all.by-slice.json",
     ]
-    tables = (report.Table("Leak", {"by patient (reference)": scores[1], "by slice": scores[2]}),)
+    tables = (
+        report.Table("Leak", {"by patient (reference)": scores[1], "by slice": scores[2]}),
+        report.Table("Never made", {"(reference)": Score("another")}),
+    )
     monkeypatch.setattr(report, "TABLES", tables)
     with pytest.raises(SystemExit, match=r"leaking\.all\.by-slice\.json is missing"):
         report.main(["--output", str(tmp_path)])
@@ -85,7 +89,7 @@ def test_runs_what_is_missing_and_reports_it(phantom_dataset_dir, tmp_path, monk
     assert json.loads((tmp_path / "leaking" / "best" / "config.json").read_text())["loss"] == "dice"
 
     capsys.readouterr()
-    report.main(["--output", str(tmp_path), "--figure", str(tmp_path / "figure.png")])
+    report.main(["--output", str(tmp_path), "--only", "Leak", "--figure", str(tmp_path / "figure.png")])
     lines = capsys.readouterr().out.splitlines()
     reference, leaking = (
         json.loads((tmp_path / "scores" / f"{score.name}.json").read_text())["summary"]["postprocessed"]["dice_mean"]
@@ -95,6 +99,28 @@ def test_runs_what_is_missing_and_reports_it(phantom_dataset_dir, tmp_path, monk
     assert lines[3].startswith(f"| by slice | {leaking:.3f} (")
     assert f"| {leaking - reference:+.3f} (" in lines[3]
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_a_teacher_is_trained_first(tmp_path, monkeypatch):
+    experiments = {"pupil": Experiment(TINY, teacher="master"), "master": Experiment((*TINY, "--loss", "bce"))}
+    monkeypatch.setattr(run, "EXPERIMENTS", experiments)
+    commands = []
+
+    def finish(*command: str) -> None:
+        commands.append(command)
+        last = Path(command[command.index("--output_dir") + 1]) / "last"
+        last.mkdir(parents=True)
+        (last / "model.safetensors").touch()
+
+    monkeypatch.setattr(run, "run", finish)
+    run.train("pupil", tmp_path, tmp_path / "data", "no")
+    master, pupil = commands
+    assert "--teacher" not in master
+    assert master[-1] == str(tmp_path / "master")
+    assert pupil[pupil.index("--teacher") + 1] == str(tmp_path / "master" / "last")
+    assert pupil[-1] == str(tmp_path / "pupil")
+    run.train("pupil", tmp_path, tmp_path / "data", "no")
+    assert len(commands) == 2
 
 
 def test_scores_of_different_patients_are_not_compared():
