@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSemanticSegmentation, get_cosine_schedule_with_warmup
 
 from evaluate import EvaluationResult, evaluate_split, plot_result
+from hub_dataset.folds import split_by_fold
 from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_splits, relative_head_sizes
 from hub_dataset.streaming import StreamedBatchSampler, StreamedSlices, StreamedSplit, StreamError, stream_splits
 from modeling import BrainMRIImageProcessor
@@ -45,7 +46,6 @@ from training.cpu import keep_freed_memory, memory_format_for
 from training.distillation import load_teacher, teacher_logits
 from training.distributed import launched_alone, synchronize_batch_norm, whole_batch
 from training.dry_run import print_estimate
-from training.folds import split_by_fold
 from training.recipe import ema_update, image_size_at, make_optimizer, model_config
 from training.run_folder import Progress, RunFolder
 from training.trackers import start_tracker

@@ -20,9 +20,9 @@ import numpy as np
 from datasets import DatasetDict, concatenate_datasets
 from PIL import Image
 
+from hub_dataset.folds import split_by_fold, write_splits
 from hub_dataset.loading import load_splits
 from modeling.brain_region import brain_region
-from training.folds import split_by_fold
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDS = 4
@@ -132,14 +132,8 @@ def write_variants(dataset: str, folder: Path) -> None:
     splits = split_by_fold(load_splits(dataset), FOLDS, 0)
     by_patient = DatasetDict(train=splits["train"], validation=splits["validation"])
     for name, change in (("by-patient", DatasetDict), ("by-slice", by_slice), ("stripped", stripped)):
-        files = {split: folder / name / "data" / f"{split}-00000-of-00001.parquet" for split in by_patient}
-        if all(file.exists() for file in files.values()):
-            continue
-        for split, slices in change(by_patient).items():
-            unfinished = files[split].with_suffix(".unfinished")
-            unfinished.parent.mkdir(parents=True, exist_ok=True)
-            slices.to_parquet(unfinished)
-            unfinished.rename(files[split])
+        if not (folder / name).exists():
+            write_splits(change(by_patient), folder / name)
 
 
 def run(*command: str) -> None:

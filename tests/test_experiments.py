@@ -9,8 +9,8 @@ from datasets import load_dataset
 
 from experiments import plateau, report, run
 from experiments.run import Experiment, Score
+from hub_dataset.folds import split_by_fold
 from hub_dataset.loading import load_splits
-from training.folds import split_by_fold
 
 TINY = ("--model", "unet-5level", "--config", "hidden_sizes=[4, 8]", "encoder_depths=[1, 1]", "--epochs", "1")
 

@@ -18,7 +18,7 @@ ALLOWED = {
     "app": {"modeling", "space"},
     "examples": {"modeling", "hub_dataset"},
     "benchmarks": {"modeling", "hub_dataset", "evaluate", "training"},
-    "experiments": {"modeling", "hub_dataset", "training"},
+    "experiments": {"modeling", "hub_dataset"},
 }
 ARRAYS = {"postprocessing", "metrics"}  # rooms of modeling that hold functions of arrays alone
 TRAVELLING_LIBRARIES = {"torch", "numpy", "PIL", "transformers", "huggingface_hub"}

@@ -7,8 +7,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from tiny_training import read_log
 
+from hub_dataset.folds import main, split_by_fold
 from hub_dataset.loading import load_splits
 from hub_dataset.splits import TEST_PATIENTS, TRAIN_PATIENTS, VALIDATION_PATIENTS, deal_folds, institution_of
 from modeling.metrics import bootstrap_interval
@@ -38,6 +40,50 @@ class TestDealing:
     def test_too_few_or_too_many_folds(self, count):
         with pytest.raises(ValueError, match="between 2 and the 88 patients given"):
             deal_folds(PATIENTS, count)
+
+
+class TestFoldAsDataset:
+    def write(self, dataset, output, *options: str) -> None:
+        main(["--dataset", str(dataset), "--output", str(output), "--folds", "3", "--fold", "1", *options])
+
+    def test_holds_the_slices_that_a_run_of_the_fold_has(self, phantom_dataset_dir, tmp_path, capsys):
+        self.write(phantom_dataset_dir, tmp_path / "new" / "fold")
+        output = capsys.readouterr().out
+        splits = load_splits(str(phantom_dataset_dir))
+        expected, written = split_by_fold(splits, 3, 1), load_splits(str(tmp_path / "new" / "fold"))
+        assert set(written) == {"train", "validation"}
+        for name, split in written.items():
+            assert split.remove_columns(["image", "mask"]).to_dict() == (
+                expected[name].remove_columns(["image", "mask"]).to_dict()
+            )
+            assert f"{name}: {len(set(split['patient_id']))} patients, {len(split):,} slices" in output
+        for column in ("image", "mask"):
+            np.testing.assert_array_equal(written["validation"][3][column], expected["validation"][3][column])
+
+    def test_a_folder_that_is_there_is_left_alone(self, phantom_dataset_dir, tmp_path):
+        (tmp_path / "kept").write_text("kept")
+        with pytest.raises(SystemExit, match="is there already"):
+            self.write(phantom_dataset_dir, tmp_path)
+        assert [file.name for file in tmp_path.iterdir()] == ["kept"]
+
+    def test_an_interruption_leaves_nothing(self, phantom_dataset_dir, tmp_path, monkeypatch):
+        def fail(*_, **__):
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(Dataset, "to_parquet", fail)
+        with pytest.raises(SystemExit, match="No space left"):
+            self.write(phantom_dataset_dir, tmp_path / "fold")
+        assert not list(tmp_path.iterdir())
+
+    def test_what_cannot_be_dealt_is_refused(self, phantom_dataset_dir, tmp_path, capsys):
+        with pytest.raises(SystemExit, match="between 2 and the 6 patients given"):
+            self.write(phantom_dataset_dir, tmp_path / "fold", "--folds", "50")
+        with pytest.raises(SystemExit, match="There is no dataset folder"):
+            self.write(tmp_path / "absent", tmp_path / "fold")
+        with pytest.raises(SystemExit):
+            self.write(phantom_dataset_dir, tmp_path / "fold", "--fold", "3")
+        assert "--fold 3 of --folds 3" in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
 
 
 class TestRuns:

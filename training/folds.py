@@ -1,4 +1,4 @@
-"""k-fold cross-validation by patient: the splits of a fold, and a summary over finished folds.
+"""k-fold cross-validation by patient: a summary over finished folds.
 
     accelerate launch train.py --folds 5 --fold 0 --output_dir runs/fold0 ...     # and so on to --fold 4
     python -m training.folds runs/fold*
@@ -15,30 +15,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from datasets import DatasetDict, concatenate_datasets
 
-from hub_dataset.splits import deal_folds
 from modeling.card_inputs import TrainingRun, read_run
 from modeling.metrics import bootstrap_interval
 
 from .run_folder import HARMLESS
 
 MAY_DIFFER = HARMLESS | {"fold", "changed_on_resume"}
-
-
-def split_by_fold(splits: DatasetDict, folds: int, fold: int) -> DatasetDict:
-    """`splits` with the patients of training and validation dealt anew: fold number `fold` of `folds` validates.
-
-    Other splits, such as `test`, stay as they are.
-
-    Raises:
-        ValueError: fewer patients than folds.
-    """
-    slices = concatenate_datasets([splits["train"], splits["validation"]])
-    patients = np.asarray(slices["patient_id"])
-    held_out = np.isin(patients, deal_folds(set(patients.tolist()), folds)[fold])
-    dealt = {"train": slices.select(np.flatnonzero(~held_out)), "validation": slices.select(np.flatnonzero(held_out))}
-    return DatasetDict({**splits, **dealt})
 
 
 def read_folds(folders: list[Path]) -> tuple[list[TrainingRun], list[TrainingRun]]:
