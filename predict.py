@@ -29,7 +29,7 @@ from modeling.dicom_segmentation import DicomSegmentationError, write_dicom_segm
 from modeling.inference import CROP_MARGIN, SCREENING_STRIDE, check_threshold
 from modeling.measurements import measure_volume
 from modeling.nifti_files import write_nifti
-from modeling.postprocessing import postprocess_volume
+from modeling.postprocessing import describe_removed, postprocess_volume
 from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint
 from modeling.volume_files import MRVolume, read_volume
 
@@ -107,14 +107,15 @@ def write_patient(
             f"{args.output} holds probabilities of another volume under this name, of {probabilities.shape} voxels "
             f"instead of {volume.slices.shape[:3]}. Choose another --output, or delete its probabilities/{name}.npz."
         )
-    mask = probabilities >= args.threshold
+    mask = reached = probabilities >= args.threshold
     if not args.no_postprocessing and len(mask) > 1:
         mask = postprocess_volume(mask)
     path = args.output / f"{name}_mask.nii.gz"
     unfinished = path.with_name(f".{path.name}")
     write_nifti(unfinished, mask, volume.geometry)
     unfinished.replace(path)
-    warnings = list(volume.warnings)
+    removed = describe_removed(reached, mask)
+    warnings = [*volume.warnings, *([removed] if removed else [])]
     if volume.headers:
         path = args.output / f"{name}_mask_seg.dcm"
         unfinished = path.with_name(f".{path.name}")

@@ -7,9 +7,9 @@
 
 Each folder of predictions is one model, called after the folder. Prints tables in Markdown:
 
-- post-processing: none, holes filled, small islands out (the default), largest component; with and without cutting the
-  mask to the brain (`brain_region`: thresholds and morphology on FLAIR); the default on the probabilities of a slice
-  averaged with its neighbours';
+- post-processing: none, holes filled, islands out that are under a tenth of the largest, or under half of it (the
+  default), largest component; with and without cutting the mask to the brain (`brain_region`: thresholds and morphology
+  on FLAIR); the default on the probabilities of a slice averaged with its neighbours';
 - Dice of slices with a lesion, in three equal groups by the lesion's area, by how irregular its outline is
   (perimeter^2 / (4 pi area), 1 for a disc), and by how bright it is on FLAIR as a model sees it (the mean, in robust
   standard deviations above the brain's median), for the patients' slices together;
@@ -21,6 +21,7 @@ Each folder of predictions is one model, called after the folder. Prints tables 
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,8 @@ SMALLEST = 1e-7  # probabilities closer to 0 or 1 count as this far from it: flo
 VARIANTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda mask: mask,
     "holes filled": fill_holes,
-    "holes filled, small islands out": postprocess_volume,
+    "holes filled, islands under a tenth out": partial(postprocess_volume, keep_fraction=0.1),
+    "holes filled, islands under half out": postprocess_volume,
     "holes filled, largest component": lambda mask: largest_component(fill_holes(mask)),
 }
 

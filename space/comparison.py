@@ -75,7 +75,8 @@ def compare_models(
     a = predict(volume, model_a, threshold, models, progress, 0.0, 0.45)
     b = predict(volume, model_b, threshold, models, progress, 0.45, 0.45)
     progress(0.92, desc="Comparing")
-    return compare(paths, volume, (model_a, model_b), (a.mask, b.mask), (a.provenance, b.provenance))
+    names, removed = (model_a, model_b), (a.removed, b.removed)
+    return compare(paths, volume, names, (a.mask, b.mask), (a.provenance, b.provenance), removed)
 
 
 def compare_with_mask(
@@ -100,11 +101,19 @@ def compare_with_mask(
     prediction = predict(volume, model, threshold, models, progress, 0.0, 0.9)
     progress(0.92, desc="Comparing")
     uploaded = {"mask": Path(first_path(mask_paths)).name}
-    return compare(paths, volume, (model, "reference"), (prediction.mask, reference), (prediction.provenance, uploaded))
+    names, masks = (model, "reference"), (prediction.mask, reference)
+    return compare(paths, volume, names, masks, (prediction.provenance, uploaded), (prediction.removed, None))
 
 
-def compare(paths, volume, names: tuple[str, str], masks: tuple[np.ndarray, np.ndarray], provenances) -> Comparison:
-    """Score, measure and write two masks (S, H, W) of an `MRVolume`."""
+def compare(
+    paths,
+    volume,
+    names: tuple[str, str],
+    masks: tuple[np.ndarray, np.ndarray],
+    provenances: tuple[dict, dict],
+    removed: tuple[str | None, str | None],
+) -> Comparison:
+    """Score, measure and write two masks (S, H, W) of an `MRVolume`; `removed` as in `Prediction`, of each."""
     from modeling.metrics import confusion_counts, dice, hausdorff95, iou
     from modeling.nifti_files import write_nifti
     from modeling.visualization import volume_to_grey
@@ -131,6 +140,7 @@ def compare(paths, volume, names: tuple[str, str], masks: tuple[np.ndarray, np.n
         "b": volume_measurements(b, volume, provenances[1]),
     }
     warnings = warnings_of(volume)
+    warnings += [f"{name}: {islands}" for name, islands in zip(names, removed, strict=True) if islands]
     measurements["warnings"] = warnings
     grey = volume_to_grey(volume.flair)
     folder, stem = new_folder(), file_stem(first_path(paths))

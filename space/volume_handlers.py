@@ -51,6 +51,7 @@ class Prediction:
     probabilities: np.ndarray
     mask: np.ndarray
     provenance: dict  # the model, its weights and how it was run
+    removed: str | None  # which island post-processing left out, in a sentence, where it is a large one
 
 
 def open_volume(paths) -> VolumePreview:
@@ -123,6 +124,8 @@ def segment_volume(
     masks = write_masks(folder, stem, prediction.mask, volume)
     maps = {"probability": prediction.probabilities} | ({} if spread is None else {"uncertainty": spread})
     warnings = warnings_of(volume)
+    if prediction.removed:
+        warnings.append(prediction.removed)
     if volume.headers:
         try:
             masks["dicom_seg"] = write_dicom_seg(folder, stem, prediction.mask, volume, prediction.provenance)
@@ -179,7 +182,8 @@ def predict(volume, model: str, threshold: float, models, progress: Progress, st
         "threshold": threshold,
         "postprocessing": limits if whole else None,
     }
-    return Prediction(segmentation.probabilities, segmentation.mask, provenance)
+    removed = postprocessing.describe_removed(segmentation.probabilities >= threshold, segmentation.mask)
+    return Prediction(segmentation.probabilities, segmentation.mask, provenance, removed)
 
 
 def by_slice(slices: Sized, progress: Progress, start: float, share: float, what: str) -> Iterator:

@@ -325,7 +325,7 @@ def test_the_command_writes_the_results_that_the_function_gives(
     assert results["num_patients"] == 2
     assert {key: results[key] for key in expected.to_dict()} == expected.to_dict()
     assert (results["split"], results["threshold"], results["channels"]) == ("test", 0.45, "all")
-    assert results["postprocessing"] == {"min_voxels": 20, "keep_fraction": 0.1, "fill": True}
+    assert results["postprocessing"] == {"min_voxels": 20, "keep_fraction": 0.5, "fill": True}
     assert results["command"].startswith("python evaluate.py --checkpoint")
     assert format_table(expected) in run.stdout
     with PILImage.open(output.with_suffix(".png")) as figure:

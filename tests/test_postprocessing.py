@@ -7,7 +7,13 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from modeling.postprocessing import fill_holes, largest_component, postprocess_volume, remove_small_components
+from modeling.postprocessing import (
+    describe_removed,
+    fill_holes,
+    largest_component,
+    postprocess_volume,
+    remove_small_components,
+)
 
 
 def blobs(seed, shape=(7, 24, 20), threshold=-0.02):
@@ -132,6 +138,34 @@ def test_holes_are_filled_before_sizes_are_compared():
         postprocess_volume(ring | bar, min_voxels=0, keep_fraction=1.0), box((1, 20, 20), (0, 1), (2, 8), (2, 8))
     )
     np.testing.assert_array_equal(postprocess_volume(ring | bar, min_voxels=0, keep_fraction=1.0, fill=False), bar)
+
+
+class TestRemovedIslands:
+    LESION = box((9, 40, 40), (2, 6), (3, 13), (3, 13))  # 400 voxels
+    ISLAND = box((9, 40, 40), (4, 7), (20, 26), (20, 25))  # 90 voxels
+    SPECK = box((9, 40, 40), (0, 1), (30, 33), (30, 33))  # 9 voxels
+
+    def test_a_large_one_is_told_of_with_its_slices(self):
+        before = self.LESION | self.ISLAND | self.SPECK
+        sentence = describe_removed(before, postprocess_volume(before))
+        assert "an island of 90 voxels on slices 5 to 7 of 9, and 1 smaller." in sentence
+        before = self.LESION | box((9, 40, 40), (8, 9), (20, 30), (20, 25))
+        assert "an island of 50 voxels on slice 9 of 9." in describe_removed(before, postprocess_volume(before))
+
+    def test_what_stays_and_specks_are_no_news(self):
+        for before in (self.LESION | self.SPECK, self.LESION, np.zeros_like(self.LESION)):
+            assert describe_removed(before, postprocess_volume(before)) is None
+        both = self.LESION | box((9, 40, 40), (2, 6), (20, 30), (20, 26))
+        after = postprocess_volume(both)
+        np.testing.assert_array_equal(after, both)
+        assert describe_removed(both, after) is None
+
+    def test_where_nothing_is_left_all_of_it_is_news(self):
+        assert "island of 9 voxels on slice 1 of 9" in describe_removed(self.SPECK, postprocess_volume(self.SPECK))
+
+    def test_a_filled_hole_is_no_removal(self):
+        ring = self.LESION & ~box((9, 40, 40), (2, 6), (5, 9), (5, 9))
+        assert describe_removed(ring, postprocess_volume(ring)) is None
 
 
 def test_post_processing_moves_with_the_lesion():

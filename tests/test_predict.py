@@ -84,6 +84,22 @@ def test_masks_and_measurements_of_all_kinds_of_input(scans, checkpoint, tmp_pat
     assert rows[2]["volume_ml"] == "", "numbered slices have no spacing"
 
 
+def test_a_large_island_that_is_left_out_is_told_of(scans, checkpoint, tmp_path):
+    predict(scans, checkpoint, tmp_path, "anna")
+    kept = tmp_path / "probabilities" / "anna.npz"
+    probabilities = np.zeros_like(np.load(kept)["probabilities"])
+    probabilities[3:7, 5:15, 5:15] = 0.9
+    probabilities[8:10, 25:35, 20:25] = 0.8
+    np.savez_compressed(kept, probabilities=probabilities)
+    predict(scans, checkpoint, tmp_path, "anna")
+    whole = json.loads((tmp_path / "anna.json").read_text())
+    main(["--checkpoint", str(checkpoint), "--output", str(tmp_path), str(scans / "anna")])
+    cleaned = json.loads((tmp_path / "anna.json").read_text())
+    assert (whole["lesion_voxels"], cleaned["lesion_voxels"]) == (500, 400)
+    assert cleaned["warnings"][:-1] == whole["warnings"]
+    assert "an island of 100 voxels on slices 9 to 10 of 12" in cleaned["warnings"][-1]
+
+
 def test_the_same_command_goes_on_with_what_is_there(scans, checkpoint, tmp_path):
     predict(scans, checkpoint, tmp_path, "anna")
     kept = tmp_path / "probabilities" / "anna.npz"

@@ -31,6 +31,7 @@ from modeling.inference import load_model
 from modeling.inference import segment_volume as run_model
 from modeling.visualization import flair_to_grey
 from space import results, uploads
+from space.comparison import compare_models
 from space.uploads import InputError
 from space.viewer import HEADROOM
 from space.volume_handlers import open_volume, segment_volume
@@ -108,7 +109,7 @@ def test_measurements_name_the_model_and_how_it_was_run(nifti, models):
         == hashlib.sha256((Path(models["tiny-a"]) / "model.safetensors").read_bytes()).hexdigest()
     )
     assert measured["threshold"] == threshold
-    assert measured["postprocessing"] == {"min_voxels": 50, "keep_fraction": 0.1, "fill_holes": True}
+    assert measured["postprocessing"] == {"min_voxels": 50, "keep_fraction": 0.5, "fill_holes": True}
     assert measured["num_slices"] == 12
     assert measured["spacing_mm"] == pytest.approx(SPACING)
     assert measured["volume_ml"] == pytest.approx(areas.sum() * np.prod(SPACING) / 1000, abs=1e-3)
@@ -134,6 +135,23 @@ def test_where_no_voxel_reaches_the_threshold_there_are_no_diameters(nifti, mode
     assert result.measurements["diameters_mm"] is None
     assert "no lesion was outlined" in result.measurements["reason"]
     assert result.measurements["largest_slice"] == 6
+
+
+def test_a_large_island_that_is_left_out_is_told_of(nifti, models, monkeypatch):
+    def two_components(model, processor, slices, **_):
+        probabilities = np.zeros(slices.shape[:3], dtype=np.float32)
+        probabilities[3:7, 5:15, 5:15] = 0.9
+        probabilities[8:10, 25:35, 20:25] = 0.8
+        return probabilities
+
+    monkeypatch.setattr("modeling.inference.predict_volume", two_components)
+    sentence = "an island of 100 voxels on slices 9 to 10 of 12"
+    result = segment_volume(nifti, "tiny-a", 0.5, models)
+    assert result.mask.sum() == 400
+    assert sentence in result.warnings[-1]
+    compared = compare_models(nifti, "tiny-a", "tiny-b", 0.5, models)
+    told = [warning for warning in compared.warnings if sentence in warning]
+    assert [warning.partition(":")[0] for warning in told] == ["tiny-a", "tiny-b"]
 
 
 def test_everything_is_in_the_archive(nifti, models):
