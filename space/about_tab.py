@@ -37,6 +37,8 @@ better the outline.</li>
 the ventricles.</li>
 <li>A high probability is no promise. Those of the shipped models were fitted to eleven patients; on other scans they
 may be too high.</li>
+<li>In a volume, islands under half of the largest part are left out as false alarms: a second, smaller lesion goes too.
+A line above the measurements tells of a large one.</li>
 <li>With FLAIR alone they do less well than with all three sequences.</li>
 <li>Everyone in the training data has a glioma and has not been operated on. Nothing is known about healthy brains,
 children, other diseases, or brains after surgery, radiation or with a cavity.</li>
