@@ -10,10 +10,11 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from datasets import DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from .loading import load_splits
 from .splits import deal_folds
@@ -25,8 +26,10 @@ def split_by_fold(splits: DatasetDict, folds: int, fold: int) -> DatasetDict:
     Other splits, such as `test`, stay as they are.
 
     Raises:
-        ValueError: fewer patients than folds.
+        ValueError: fewer patients than folds, or no such fold.
     """
+    if not 0 <= fold < folds:
+        raise ValueError(f"There is no fold {fold} of {folds}; folds are counted from 0.")
     slices = concatenate_datasets([splits["train"], splits["validation"]])
     patients = np.asarray(slices["patient_id"])
     held_out = np.isin(patients, deal_folds(set(patients.tolist()), folds)[fold])
@@ -34,7 +37,7 @@ def split_by_fold(splits: DatasetDict, folds: int, fold: int) -> DatasetDict:
     return DatasetDict({**splits, **dealt})
 
 
-def write_splits(splits: DatasetDict, folder: Path) -> None:
+def write_splits(splits: Mapping[str, Dataset], folder: Path) -> None:
     """Write splits as a dataset folder, all of it or, where that is interrupted, nothing.
 
     Raises:
@@ -62,8 +65,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fold", required=True, type=int, metavar="N", help="the fold that validates, from 0")
     parser.add_argument("--output", required=True, type=Path, help="a new folder")
     args = parser.parse_args(argv)
-    if args.folds < 2 or not 0 <= args.fold < args.folds:
-        parser.error(f"--fold {args.fold} of --folds {args.folds}: at least 2 folds, counted from 0.")
     try:
         splits = load_splits(args.dataset)
         if missing := {"train", "validation"} - splits.keys():

@@ -10,6 +10,7 @@ from datasets import DatasetDict
 from safetensors.torch import load_file
 from tiny_training import read_log
 
+from hub_dataset.folds import write_splits
 from hub_dataset.loading import load_splits
 from modeling import PRESETS, UNetConfig
 
@@ -22,9 +23,7 @@ def splits(phantom_dataset_dir) -> DatasetDict:
 
 
 def write_dataset(splits: dict, folder: Path) -> str:
-    folder.mkdir()
-    for name, split in splits.items():
-        split.to_parquet(folder / f"{name}.parquet")
+    write_splits(splits, folder)
     return str(folder)
 
 

@@ -75,14 +75,14 @@ class TestFoldAsDataset:
             self.write(phantom_dataset_dir, tmp_path / "fold")
         assert not list(tmp_path.iterdir())
 
-    def test_what_cannot_be_dealt_is_refused(self, phantom_dataset_dir, tmp_path, capsys):
+    def test_what_cannot_be_dealt_is_refused(self, phantom_dataset_dir, tmp_path):
         with pytest.raises(SystemExit, match="between 2 and the 6 patients given"):
             self.write(phantom_dataset_dir, tmp_path / "fold", "--folds", "50")
         with pytest.raises(SystemExit, match="There is no dataset folder"):
             self.write(tmp_path / "absent", tmp_path / "fold")
-        with pytest.raises(SystemExit):
-            self.write(phantom_dataset_dir, tmp_path / "fold", "--fold", "3")
-        assert "--fold 3 of --folds 3" in capsys.readouterr().err
+        for fold in ("3", "-1"):
+            with pytest.raises(SystemExit, match=f"There is no fold {fold} of 3; folds are counted from 0"):
+                self.write(phantom_dataset_dir, tmp_path / "fold", "--fold", fold)
         assert not list(tmp_path.iterdir())
 
 
