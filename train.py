@@ -145,7 +145,7 @@ def train(args: argparse.Namespace) -> None:
         accelerator.print(report)
     if teacher:  # crops that both models take
         sampler.size_divisor = math.lcm(sampler.size_divisor, teacher.config.size_divisor)
-    recipe = (processor, args.augmentation, args.channels, args.fade_lesions)
+    recipe = (processor, args.augmentation, args.channels)
     loader = DataLoader(
         StreamedSlices(*recipe) if args.streaming else TrainingSlices(splits["train"], *recipe),
         batch_sampler=sampler,

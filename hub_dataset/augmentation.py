@@ -22,7 +22,6 @@ class SliceAugmentation:
         zoom: magnification.
         shear: slope of the columns.
         translation: (rows, columns) as a share of the slice's longer side.
-        lesion_contrast: factor of the normalised intensities within the lesion, of all channels.
         gamma: exponent of the intensity curve of each channel, on the normalised range.
         contrast, brightness: factor and offset of each channel's normalised intensities.
         noise: standard deviation of white noise, in normalised intensities.
@@ -36,7 +35,6 @@ class SliceAugmentation:
     zoom: float = 1.0
     shear: float = 0.0
     translation: tuple[float, float] = (0.0, 0.0)
-    lesion_contrast: float = 1.0
     gamma: tuple[float, float, float] = (1.0, 1.0, 1.0)
     contrast: tuple[float, float, float] = (1.0, 1.0, 1.0)
     brightness: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -44,14 +42,8 @@ class SliceAugmentation:
     noise_seed: int = field(default=0, repr=False)
 
 
-def sample_augmentation(
-    generator: np.random.Generator, strength: float = 1.0, fade_lesions: float = 0.0
-) -> SliceAugmentation:
-    """Random parameters; `strength` scales their ranges: 0 changes nothing, 1 is the default recipe.
-
-    `fade_lesions` is the share of slices, 0 to 1, whose lesion has another contrast to the brain, mostly a lower one:
-    at strength 1 times 0.55 to 1.22. All other parameters are the same with it and without.
-    """
+def sample_augmentation(generator: np.random.Generator, strength: float = 1.0) -> SliceAugmentation:
+    """Random parameters; `strength` scales their ranges: 0 changes nothing, 1 is the default recipe."""
     if strength == 0:
         return SliceAugmentation()
 
@@ -72,9 +64,6 @@ def sample_augmentation(
         brightness=tuple(within(0.2, 3)),
         noise=float(generator.uniform(0, 0.15 * strength)) if generator.random() < 0.3 else 0.0,
         noise_seed=int(generator.integers(2**31)),
-        lesion_contrast=(
-            float(np.exp(strength * generator.uniform(-0.6, 0.2))) if generator.random() < fade_lesions else 1.0
-        ),
     )
 
 
@@ -128,22 +117,6 @@ def resample(
     theta = np.concatenate([to_image @ deform @ from_frame, offset[:, None]], axis=1)
     grid = F.affine_grid(torch.from_numpy(theta).to(channels.dtype)[None], [1, 1, *frame], align_corners=False)
     return F.grid_sample(channels[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
-
-
-def change_lesion_contrast(image: torch.Tensor, lesion: torch.Tensor, factor: float) -> torch.Tensor:
-    """Bring a lesion closer to the brain, or farther from it.
-
-    Args:
-        image: (3, H, W) float, normalised intensities, whose zero is the brain's median.
-        lesion: (H, W) float of the same dtype, 0 to 1.
-        factor: of the intensities within the lesion; 1 changes nothing.
-
-    Returns:
-        A new tensor like `image`. The factor sets in over five pixels across the lesion's edge, so that no contour is
-        drawn that a network could learn.
-    """
-    soft = F.avg_pool2d(lesion[None], 5, stride=1, padding=2, count_include_pad=False)
-    return image * (1 + (factor - 1) * soft)
 
 
 def change_intensities(image: torch.Tensor, augmentation: SliceAugmentation, clip: float) -> torch.Tensor:

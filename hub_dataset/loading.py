@@ -13,15 +13,7 @@ from transformers import BaseImageProcessor
 
 from modeling.image_processing_brain_mri import MINIMUM_SIZE, OCCUPIED, head_mask, normalize_intensities, to_channels
 
-from .augmentation import (
-    FLAIR_ALONE,
-    SliceAugmentation,
-    change_intensities,
-    change_lesion_contrast,
-    copy_flair,
-    resample,
-    sample_augmentation,
-)
+from .augmentation import FLAIR_ALONE, SliceAugmentation, change_intensities, copy_flair, resample, sample_augmentation
 
 REQUIRED_COLUMNS = ("image", "mask", "patient_id", "slice_index", "has_lesion")
 
@@ -132,7 +124,7 @@ class TrainingSlices(torch.utils.data.Dataset):
 
     Each item is a dict with `pixel_values` (3, height, width) float32, normalised as the processor does, `labels`
     (height, width) int64, 0 or 1, and `index`, the row in the split. `channels` is `all`, or `flair` for FLAIR alone,
-    as all three channels. For `augmentation_strength` and `fade_lesions` see `sample_augmentation`.
+    as all three channels.
     """
 
     def __init__(
@@ -141,20 +133,17 @@ class TrainingSlices(torch.utils.data.Dataset):
         processor: BaseImageProcessor,
         augmentation_strength: float = 1.0,
         channels: Literal["all", "flair"] = "all",
-        fade_lesions: float = 0.0,
     ):
         self.split = split.select_columns(["image", "mask"])
-        self.options = (processor.clip, augmentation_strength, channels, fade_lesions)
+        self.options = (processor.clip, augmentation_strength, channels)
 
     def __getitem__(self, key: SampleKey) -> dict:
         return training_sample(self.split[key.index], key, *self.options)
 
 
-def training_sample(
-    row: dict, key: SampleKey, clip: float, augmentation_strength: float, channels: str, fade_lesions: float
-) -> dict:
+def training_sample(row: dict, key: SampleKey, clip: float, augmentation_strength: float, channels: str) -> dict:
     """An item of `TrainingSlices` from the decoded images of its row."""
-    augmentation = sample_augmentation(np.random.default_rng(key.seed), augmentation_strength, fade_lesions)
+    augmentation = sample_augmentation(np.random.default_rng(key.seed), augmentation_strength)
     if channels == "flair":
         augmentation = replace(augmentation, flair_copies=FLAIR_ALONE)
     image, mask = np.asarray(row["image"]), np.asarray(row["mask"])
@@ -174,9 +163,8 @@ def make_sample(
     channels = torch.from_numpy(channels.transpose(2, 0, 1).copy())
     scale = key.image_size / max(image.shape[:2])
     channels = resample(channels, augmentation, frame, scale, (box.center_row, box.center_column))
-    faded = change_lesion_contrast(channels[:3], channels[3], augmentation.lesion_contrast)
     return {
-        "pixel_values": change_intensities(faded, augmentation, clip),
+        "pixel_values": change_intensities(channels[:3], augmentation, clip),
         "labels": (channels[3] > 0.5).long(),
     }
 

@@ -170,9 +170,8 @@ class StreamedSlices(torch.utils.data.Dataset):
         processor: BaseImageProcessor,
         augmentation_strength: float = 1.0,
         channels: Literal["all", "flair"] = "all",
-        fade_lesions: float = 0.0,
     ):
-        self.options = (processor.clip, augmentation_strength, channels, fade_lesions)
+        self.options = (processor.clip, augmentation_strength, channels)
 
     def __getitem__(self, item: EncodedSlice) -> dict:
         return training_sample(decoded(item.row), item.key, *self.options)

@@ -302,10 +302,7 @@ def describe_run(run: TrainingRun, runs: Sequence[TrainingRun]) -> str:
     if arguments.get("ema_decay"):
         details.append(f"The weights are a moving average (decay {arguments['ema_decay']:g}).")
     if arguments.get("augmentation"):
-        fading = ", fainter and brighter lesions" if arguments.get("fade_lesions") else ""
-        details.append(
-            f"Slices were augmented: geometry, intensity, noise{fading}, and FLAIR in place of another channel."
-        )
+        details.append("Slices were augmented: geometry, intensity, noise, and FLAIR in place of another channel.")
     if run.best:
         details.append(
             f"Epoch {run.best['epoch']} had the highest mean validation Dice, {run.best['validation_dice_mean']:.3f}."

@@ -1,7 +1,6 @@
 """Training samples: which slices, in which batches, cropped and augmented how."""
 
 import shutil
-from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -9,14 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hub_dataset.augmentation import (
-    SliceAugmentation,
-    change_intensities,
-    change_lesion_contrast,
-    copy_flair,
-    resample,
-    sample_augmentation,
-)
+from hub_dataset.augmentation import SliceAugmentation, change_intensities, copy_flair, resample, sample_augmentation
 from hub_dataset.loading import (
     LesionBatchSampler,
     SampleKey,
@@ -129,19 +121,6 @@ class TestSample:
         sample = make_sample(image, mask, self.key(height=32, width=32, image_size=32), UNCHANGED, clip=6.0)
         assert sample["labels"].sum() == (mask > 0).sum() / 4
 
-    def test_a_faded_lesion_keeps_its_label_and_its_surroundings(self):
-        image, mask = make_slice()
-        sample = make_sample(image, mask, self.key(), UNCHANGED, clip=6.0)
-        faded = make_sample(image, mask, self.key(), SliceAugmentation(lesion_contrast=0.5), clip=6.0)
-        assert torch.equal(faded["labels"], sample["labels"])
-        lesion = sample["labels"][None, None].float()
-        within = -torch.nn.functional.max_pool2d(-lesion, 5, stride=1, padding=2)[0, 0] > 0
-        around = torch.nn.functional.max_pool2d(lesion, 7, stride=1, padding=3)[0, 0] == 0
-        torch.testing.assert_close(faded["pixel_values"][:, within], sample["pixel_values"][:, within] / 2)
-        torch.testing.assert_close(faded["pixel_values"][:, around], sample["pixel_values"][:, around])
-        assert within.any()
-        assert around.any()
-
     def test_an_empty_slice_is_zero(self):
         sample = make_sample(np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8), self.key(), UNCHANGED, 6.0)
         assert not sample["pixel_values"].any()
@@ -237,30 +216,6 @@ class TestAugmentation:
             image, SliceAugmentation(contrast=(2.0, 1.0, 0.5), brightness=(0.0, 1.0, -1.0)), 6.0
         )
         torch.testing.assert_close(changed[:, 0, 0], torch.tensor([2.0, 2.0, -0.5]))
-
-    def test_lesions_fade_in_their_share_of_the_slices_and_all_else_stays(self):
-        seeds = range(2000)
-        faded = [sample_augmentation(np.random.default_rng(seed), 1.0, fade_lesions=0.3) for seed in seeds]
-        assert [replace(one, lesion_contrast=1.0) for one in faded] == [
-            sample_augmentation(np.random.default_rng(seed), 1.0) for seed in seeds
-        ]
-        factors = np.array([one.lesion_contrast for one in faded])
-        changed = factors[factors != 1]
-        assert 0.27 < len(changed) / len(seeds) < 0.33
-        assert 0.5 < changed.min() < 0.6
-        assert 1.15 < changed.max() < 1.25
-        assert 0.7 < (changed < 1).mean() < 0.8
-
-    def test_contrast_of_the_lesion_changes_within_it_and_softly_at_its_edge(self):
-        image = torch.tensor([-2.0, 3.0, 1.0])[:, None, None].expand(3, 20, 20).clone()
-        lesion = torch.zeros(20, 20)
-        lesion[:, 10:] = 1.0
-        faded = change_lesion_contrast(image, lesion, 0.5)
-        torch.testing.assert_close(faded[:, :, 12:], image[:, :, 12:] / 2)
-        torch.testing.assert_close(faded[:, :, :8], image[:, :, :8])
-        torch.testing.assert_close(faded[1, 5, 7:13], torch.tensor([3.0, 2.7, 2.4, 2.1, 1.8, 1.5]))
-        assert (image == image[:, :1, :1]).all()
-        assert torch.equal(change_lesion_contrast(image, lesion, 1.0), image)
 
     def test_noise_repeats_with_its_seed(self):
         image = torch.zeros(3, 50, 50)

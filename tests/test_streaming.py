@@ -164,7 +164,7 @@ class TestSampler:
     @pytest.mark.parametrize("channels", ["all", "flair"])
     def test_batches_are_the_tensors_of_the_whole_dataset(self, phantom_dataset_dir, channels):
         whole = load_splits(str(phantom_dataset_dir))["train"]
-        options = (BrainMRIImageProcessor(), 1.0, channels, 0.5)
+        options = (BrainMRIImageProcessor(), 1.0, channels)
         settings = SETTINGS | {"batch_size": 4, "image_size": 64}
         sampler = StreamedBatchSampler(stream_splits(str(phantom_dataset_dir))["train"], 10, **settings)
         keys = [[item.key for item in batch] for batch in sampler]

@@ -61,8 +61,6 @@ class TestArguments:
             (["--image_size", "16"], "at least 32 pixels"),
             (["--epochs", "0"], "at least 1"),
             (["--folds", "5"], "--folds and --fold go together"),
-            (["--fade_lesions", "1.5"], "from 0 to 1, not 1.5"),
-            (["--fade_lesions", "0.5", "--augmentation", "0"], "which --augmentation 0 turns off"),
             (["--folds", "5", "--fold", "5"], "counted from 0"),
             (["--dry_run", "--resume"], "leave out --resume"),
         ],

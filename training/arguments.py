@@ -71,10 +71,6 @@ def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
     for name in ("learning_rate", "weight_decay", "max_grad_norm", "augmentation", "empty_ratio", "patience"):
         if getattr(args, name) < 0:
             parser.error(f"--{name} must not be negative, but is {getattr(args, name)}.")
-    if not 0 <= args.fade_lesions <= 1:
-        parser.error(f"--fade_lesions must be from 0 to 1, not {args.fade_lesions}.")
-    if args.fade_lesions and not args.augmentation:
-        parser.error("--fade_lesions is a part of the augmentation, which --augmentation 0 turns off.")
     for name in ("momentum", "beta2", "ema_decay", "warmup_ratio"):
         if not 0 <= getattr(args, name) < 1:
             parser.error(f"--{name} must be from 0 to under 1, not {getattr(args, name)}.")
@@ -131,13 +127,6 @@ def add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--batch_size", type=int, default=16, help="slices per step, over all processes")
     group.add_argument("--empty_ratio", type=float, default=1.0, help="slices without lesion per slice with one")
     group.add_argument("--augmentation", type=float, default=1.0, help="strength; 0 is off")
-    group.add_argument(
-        "--fade_lesions",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="of the augmented slices, 0 to 1, whose lesion is made fainter or, less often, brighter",
-    )
     group.add_argument("--num_workers", type=int, default=2, help="processes that decode and augment; 0: the main one")
     group.add_argument(
         "--low_memory", action="store_true", help="on a CPU, return freed memory to the system at once: slower"
