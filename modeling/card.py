@@ -92,7 +92,7 @@ def training_source(runs: Sequence[TrainingRun]) -> ImageSource | None:
 
 
 def evaluations(results: Sequence[Results]) -> list[EvalResult]:
-    """Every score of the post-processed masks for `model-index`.
+    """Every score of the post-processed masks for `model-index`, to the three decimals that the text gives.
 
     Raises:
         ValueError: two results for the same images, which `model-index` could not tell apart.
@@ -113,7 +113,7 @@ def evaluations(results: Sequence[Results]) -> list[EvalResult]:
                 dataset_args={"patients": len(result.patients), "threshold": result.threshold},
                 metric_type=kind,
                 metric_name=label,
-                metric_value=round(result.summary["postprocessed"][key], 4),
+                metric_value=round(result.summary["postprocessed"][key], 3),
             )
             for key, (kind, label) in METRICS.items()
             if result.summary["postprocessed"][key] is not None
