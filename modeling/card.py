@@ -92,7 +92,7 @@ def training_source(runs: Sequence[TrainingRun]) -> ImageSource | None:
 
 
 def evaluations(results: Sequence[Results]) -> list[EvalResult]:
-    """Every score of the post-processed masks for `model-index`, to the three decimals that the text gives.
+    """Every score of the post-processed masks for `model-index`, to three decimals as Dice and IoU in the text.
 
     Raises:
         ValueError: two results for the same images, which `model-index` could not tell apart.
