@@ -35,8 +35,8 @@ LIMITS = """
 better the outline.</li>
 <li>Other bright regions on FLAIR may be outlined: oedema of other causes, white matter disease, artefacts, the rim of
 the ventricles.</li>
-<li>A high probability is no promise. Those of the shipped models were fitted to eleven patients; on other scans they
-may be too high.</li>
+<li>A high probability is no promise. Those of the shipped models were fitted to eleven patients, or checked on them
+alone; on other scans they may be too high.</li>
 <li>In a volume, islands under half of the largest part are left out as false alarms: a second, smaller lesion goes too.
 A line above the measurements tells of a large one.</li>
 <li>With FLAIR alone they do less well than with all three sequences.</li>
