@@ -38,7 +38,7 @@ from modeling.image_processing_brain_mri import FLAIR
 from modeling.inference import check_threshold, load_model, predict_volume
 from modeling.metrics import Summary, VolumeScores, score_volume, slice_dice, summarize
 from modeling.onnx_inference import OnnxModel, load_onnx_model
-from modeling.postprocessing import KEEP_FRACTION, MIN_VOXELS, postprocess_volume
+from modeling.postprocessing import KEEP_FRACTION, MIN_VOXELS, mask_from_probabilities
 from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint
 from modeling.visualization import new_figure, plot_dice_per_patient, slice_sheet
 
@@ -104,6 +104,7 @@ def evaluate_split(
     channels: str = "all",
     min_voxels: int = MIN_VOXELS,
     keep_fraction: float = KEEP_FRACTION,
+    extend: bool = True,
     hausdorff: bool = True,
     limit: int | None = None,
     predictions: PredictionStore | None = None,
@@ -120,7 +121,7 @@ def evaluate_split(
         threshold: probability in (0, 1) from which a pixel counts as lesion.
         batch_size: as in `modeling.inference.predict_volume`.
         channels: `all`, or `flair` to give the model FLAIR alone, as all three channels.
-        min_voxels, keep_fraction: see `postprocess_volume`.
+        min_voxels, keep_fraction, extend: see `mask_from_probabilities`.
         hausdorff: whether HD95 is computed, the costliest of the scores.
         limit: score only this many patients, the first in order of their names; None scores all.
         predictions: where probabilities are kept, and taken from if they are there.
@@ -159,7 +160,9 @@ def evaluate_split(
                 )
                 probabilities = predictions.read(patient_id)
             raw = probabilities >= threshold
-            cleaned = postprocess_volume(raw, min_voxels=min_voxels, keep_fraction=keep_fraction)
+            cleaned = mask_from_probabilities(
+                probabilities, threshold=threshold, min_voxels=min_voxels, keep_fraction=keep_fraction, extend=extend
+            )
             scored.append(
                 PatientResult(
                     patient_id=patient_id,
@@ -303,6 +306,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=KEEP_FRACTION,
         help="post-processing: smallest component as a fraction of the largest, 0 is off",
     )
+    parser.add_argument(
+        "--no_extend", action="store_true", help="post-processing: leave outlines at the threshold that found them"
+    )
     parser.add_argument("--batch_size", type=int, default=1, help="slices computed in one forward pass")
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N patients only")
     parser.add_argument("--predictions", type=Path, metavar="DIR", help="keep probabilities here, and go on with those")
@@ -344,6 +350,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             channels=args.channels,
             min_voxels=args.min_voxels,
             keep_fraction=args.keep_fraction,
+            extend=not args.no_extend,
             limit=args.limit,
             predictions=predictions,
             progress=partial(tqdm, desc=args.split, unit="patient"),
@@ -365,7 +372,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "limit": args.limit,
         "channels": args.channels,
         "threshold": args.threshold,
-        "postprocessing": {"min_voxels": args.min_voxels, "keep_fraction": args.keep_fraction, "fill": True},
+        "postprocessing": {
+            "min_voxels": args.min_voxels,
+            "keep_fraction": args.keep_fraction,
+            "fill": True,
+            "extend": not args.no_extend,
+        },
         "command": shlex.join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)]),
         "device": str(model.device),
         "engine": args.engine,

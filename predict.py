@@ -29,7 +29,7 @@ from modeling.dicom_segmentation import DicomSegmentationError, write_dicom_segm
 from modeling.inference import CROP_MARGIN, SCREENING_STRIDE, check_threshold
 from modeling.measurements import measure_volume
 from modeling.nifti_files import write_nifti
-from modeling.postprocessing import describe_removed, postprocess_volume
+from modeling.postprocessing import describe_removed, mask_from_probabilities, outline_threshold
 from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint
 from modeling.volume_files import MRVolume, read_volume
 
@@ -43,7 +43,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="made where it does not exist")
     parser.add_argument("--engine", choices=ENGINES, default="torch", help="onnxruntime: faster, on the CPU alone")
     parser.add_argument("--threshold", type=float, default=0.5, help="probability from which a voxel counts as lesion")
-    parser.add_argument("--no_postprocessing", action="store_true", help="keep small islands and holes")
+    parser.add_argument(
+        "--no_postprocessing", action="store_true", help="take the voxels that reach the threshold as they are"
+    )
     parser.add_argument("--batch_size", type=int, default=1, help="slices computed in one forward pass")
     parser.add_argument(
         "--screening_stride",
@@ -108,8 +110,10 @@ def write_patient(
             f"instead of {volume.slices.shape[:3]}. Choose another --output, or delete its probabilities/{name}.npz."
         )
     mask = reached = probabilities >= args.threshold
+    outlined_at = args.threshold
     if not args.no_postprocessing and len(mask) > 1:
-        mask = postprocess_volume(mask)
+        mask = mask_from_probabilities(probabilities, threshold=args.threshold)
+        outlined_at = round(outline_threshold(probabilities, args.threshold), 4)
     path = args.output / f"{name}_mask.nii.gz"
     unfinished = path.with_name(f".{path.name}")
     write_nifti(unfinished, mask, volume.geometry)
@@ -127,7 +131,11 @@ def write_patient(
                 volume.geometry,
                 model=Path(args.checkpoint).name,
                 weights_sha256=made_with["weights"],
-                parameters={"threshold": args.threshold, "postprocessing": not args.no_postprocessing},
+                parameters={
+                    "threshold": args.threshold,
+                    "outline_threshold": outlined_at,
+                    "postprocessing": not args.no_postprocessing,
+                },
             )
             unfinished.replace(path)
         except DicomSegmentationError as error:
@@ -137,6 +145,7 @@ def write_patient(
         "checkpoint": args.checkpoint,
         **made_with,
         "threshold": args.threshold,
+        "outline_threshold": outlined_at,
         "postprocessing": not args.no_postprocessing,
         **measure_volume(mask, volume.spacing, volume.no_spacing),
         "description": volume.description,

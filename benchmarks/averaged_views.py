@@ -16,10 +16,9 @@ from hub_dataset.loading import load_splits
 from hub_dataset.patients import group_by_patient, read_patient
 from modeling.inference import load_model, predict_volume
 from modeling.metrics import VolumeScores, score_volume, summarize
-from modeling.postprocessing import postprocess_volume
+from modeling.postprocessing import mask_from_probabilities
 from modeling.test_time_augmentation import predict_views
 
-THRESHOLD = 0.5
 PASSES = {1: "as they are", 2: "and mirrored", 4: "and two views turned by 10 degrees"}
 
 
@@ -39,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         views = chain([predict_volume(model, processor, slices)], predict_views(model, processor, slices))
         for passes, total in enumerate(accumulate(views), start=1):
             if passes in PASSES:
-                mask = postprocess_volume(total / passes >= THRESHOLD)
+                mask = mask_from_probabilities(total / passes)
                 scores[passes].append(score_volume(mask, patient.truth, hausdorff=False))
 
     print("| slices | passes | Dice per patient, mean (95 % CI) | median | lesion slices | false alarms |")

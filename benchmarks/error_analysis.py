@@ -3,13 +3,14 @@
     python evaluate.py --checkpoint checkpoints/unet-5level --dataset data/lgg --output results.json \\
         --predictions predictions/unet-5level
     python -m benchmarks.error_analysis --dataset data/lgg --predictions predictions/unet-5level \\
-        [--split validation] [--figure docs/figures/calibration.png]
+        [--split validation] [--no_extend] [--figure docs/figures/calibration.png]
 
 Each folder of predictions is one model, called after the folder. Prints tables in Markdown:
 
-- post-processing: none, holes filled, islands out that are under a tenth of the largest, or under half of it (the
-  default), largest component; with and without cutting the mask to the brain (`brain_region`: thresholds and morphology
-  on FLAIR); the default on the probabilities of a slice averaged with its neighbours';
+- post-processing: none, holes filled, islands out that are under a tenth of the largest, or under half of it, largest
+  component, a lower threshold, outlines extended (the default); with and without cutting the probabilities to the brain
+  (`brain_region`: thresholds and morphology on FLAIR); the default on the probabilities of a slice averaged with its
+  neighbours';
 - Dice of slices with a lesion, in three equal groups by the lesion's area, by how irregular its outline is
   (perimeter^2 / (4 pi area), 1 for a disc), and by how bright it is on FLAIR as a model sees it (the mean, in robust
   standard deviations above the brain's median), for the patients' slices together;
@@ -35,19 +36,24 @@ from hub_dataset.patients import Patient, group_by_patient, read_patient
 from modeling.brain_region import brain_region
 from modeling.image_processing_brain_mri import FLAIR, BrainMRIImageProcessor, normalize_intensities, to_channels
 from modeling.metrics import score_volume, slice_dice, summarize
-from modeling.postprocessing import fill_holes, largest_component, postprocess_volume
+from modeling.postprocessing import fill_holes, largest_component, mask_from_probabilities
 from modeling.visualization import new_figure
 
 THRESHOLD = 0.5
 BINS = 10
 NEIGHBOURS = (0.25, 0.5, 0.25)  # weights of the slice below, the slice itself and the one above
 SMALLEST = 1e-7  # probabilities closer to 0 or 1 count as this far from it: float32 has none closer to 1
+LOWER_THRESHOLD = 0.4
 VARIANTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "none": lambda mask: mask,
-    "holes filled": fill_holes,
-    "holes filled, islands under a tenth out": partial(postprocess_volume, keep_fraction=0.1),
-    "holes filled, islands under half out": postprocess_volume,
-    "holes filled, largest component": lambda mask: largest_component(fill_holes(mask)),
+    "none": lambda probabilities: probabilities >= THRESHOLD,
+    "holes filled": lambda probabilities: fill_holes(probabilities >= THRESHOLD),
+    "holes filled, islands under a tenth out": partial(mask_from_probabilities, keep_fraction=0.1, extend=False),
+    "holes filled, islands under half out": partial(mask_from_probabilities, extend=False),
+    "holes filled, largest component": lambda probabilities: largest_component(fill_holes(probabilities >= THRESHOLD)),
+    f"holes filled, islands under half out, at {LOWER_THRESHOLD}": partial(
+        mask_from_probabilities, threshold=LOWER_THRESHOLD, extend=False
+    ),
+    "the default: holes filled, islands under half out, outlines extended": mask_from_probabilities,
 }
 
 
@@ -56,6 +62,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
     parser.add_argument("--predictions", nargs="+", type=Path, required=True, help="folders from evaluate.py")
     parser.add_argument("--split", default="validation")
+    parser.add_argument(
+        "--no_extend", action="store_true", help="groups of slices: outlines as the threshold gave them"
+    )
     parser.add_argument("--figure", type=Path, help="reliability diagram (PNG)")
     return parser.parse_args()
 
@@ -104,13 +113,12 @@ def postprocessing_rows(name: str, probabilities: list, truths: list, brains: li
             f"{100 * summary.false_alarm_rate:.1f} %",
         ]
 
-    masks = [volume >= THRESHOLD for volume in probabilities]
-    cut = [mask & inside for mask, inside in zip(masks, brains, strict=True)]
-    averaged = [with_neighbours(volume) >= THRESHOLD for volume in probabilities]
+    cut = [np.where(inside, volume, 0) for volume, inside in zip(probabilities, brains, strict=True)]
+    averaged = map(with_neighbours, probabilities)
     return [
-        *(row(variant, list(map(process, masks))) for variant, process in VARIANTS.items()),
+        *(row(variant, list(map(process, probabilities))) for variant, process in VARIANTS.items()),
         *(row(f"{variant}, cut to the brain", list(map(process, cut))) for variant, process in VARIANTS.items()),
-        row("neighbouring slices averaged, then the default", list(map(postprocess_volume, averaged))),
+        row("neighbouring slices averaged, then the default", list(map(mask_from_probabilities, averaged))),
     ]
 
 
@@ -220,12 +228,11 @@ def main() -> None:
 
     cleaning, groups, calibration, curves = [], [], [], {}
     for name, probabilities in predictions.items():
-        masks = [volume >= THRESHOLD for volume in probabilities]
         cleaning += postprocessing_rows(name, probabilities, truths, brains)
         dice = np.concatenate(
             [
-                slice_dice(postprocess_volume(mask), truth)[truth.any(axis=(1, 2))]
-                for mask, truth in zip(masks, truths, strict=True)
+                slice_dice(mask_from_probabilities(volume, extend=not args.no_extend), truth)[truth.any(axis=(1, 2))]
+                for volume, truth in zip(probabilities, truths, strict=True)
             ]
         )
         groups.append(by_thirds(name, "area in pixels", areas, dice))

@@ -37,7 +37,7 @@ from modeling.image_processing_brain_mri import FLAIR
 from modeling.inference import load_model, segment_volume
 from modeling.metrics import score_volume
 from modeling.onnx_inference import OnnxModel, load_onnx_model
-from modeling.postprocessing import postprocess_volume
+from modeling.postprocessing import mask_from_probabilities
 
 PARTS = ("patients", "slice", "growth", "options", "start")
 SIZE = 256  # pixels
@@ -66,16 +66,15 @@ def parse_args() -> argparse.Namespace:
 
 def straightforward(model: nn.Module, processor, slices: np.ndarray) -> np.ndarray:
     """What one would write first: every slice through processor and model by itself."""
-    masks = []
+    height, width = slices.shape[1:3]
+    probabilities = np.zeros((len(slices), height, width), dtype=np.float32)
     with torch.no_grad():
-        for image in slices:
+        for i, image in enumerate(slices):
             if image[..., FLAIR].min() == image[..., FLAIR].max():  # which the processor refuses
-                masks.append(np.zeros(image.shape[:2], dtype=bool))
                 continue
-            outputs = model(**processor(images=image, return_tensors="pt"))
-            (mask,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.shape[:2]])
-            masks.append(mask.numpy() == 1)
-    return postprocess_volume(np.stack(masks))
+            logits = model(**processor(images=image, return_tensors="pt")).logits
+            probabilities[i] = logits[0, 0, :height, :width].sigmoid().numpy()
+    return mask_from_probabilities(probabilities)
 
 
 def compare_patients(

@@ -20,6 +20,7 @@ STEMS = {
 }
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 POOR = 0.5  # Dice of a patient under which the outline is of little use
+EXTENDED = ", and extends what is left to the probability that promises the best Dice"
 EXTREMES = 3  # patients named at either end
 
 LGG_CITATION = """```bibtex
@@ -186,6 +187,7 @@ def reading_guide(results: Sequence[Results]) -> str:
         dict.fromkeys(
             f"{result.postprocessing['min_voxels']} voxels, or under "
             f"{100 * result.postprocessing['keep_fraction']:g} % of the largest"
+            + (EXTENDED if result.postprocessing.get("extend") else "")
             for result in results
         )
     )

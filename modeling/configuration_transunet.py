@@ -131,8 +131,8 @@ class TransUNetConfig(PreTrainedConfig):
             resolution; without it the last decoder block reaches the input's own.
         loss (`str`, defaults to `"dice_bce"`): `dice_bce`, `dice`, `bce` or `focal_tversky`.
         temperature (`float`, defaults to 1): what the head's output is divided by to give the logits. Fitted to
-            patients after training, it makes probabilities agree better with how often a pixel is lesion, and moves no
-            mask at a threshold of 0.5 (Guo et al. 2017, arXiv 1706.04599, section 4.2).
+            patients after training, it makes probabilities agree better with how often a pixel is lesion, and moves
+            none across 0.5 (Guo et al. 2017, arXiv 1706.04599, section 4.2).
 
     Raises:
         ValueError: a `dict` whose `model_type` is none of the stems'.

@@ -19,8 +19,8 @@ class UNetConfig(PreTrainedConfig):
         decoder_depth (`int`, defaults to 2): 3x3 convolutions of each decoder level.
         loss (`str`, defaults to `"dice_bce"`): `dice_bce`, `dice`, `bce` or `focal_tversky`.
         temperature (`float`, defaults to 1): what the head's output is divided by to give the logits. Fitted to
-            patients after training, it makes probabilities agree better with how often a pixel is lesion, and moves no
-            mask at a threshold of 0.5 (Guo et al. 2017, arXiv 1706.04599, section 4.2).
+            patients after training, it makes probabilities agree better with how often a pixel is lesion, and moves
+            none across 0.5 (Guo et al. 2017, arXiv 1706.04599, section 4.2).
 
     Raises:
         StrictDataclassError: a wrong type, sizes and depths of different lengths, values under 1, or an unknown loss.

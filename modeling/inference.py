@@ -23,7 +23,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
 
 from .image_processing_brain_mri import FLAIR, FOREGROUND, MINIMUM_SIZE, OCCUPIED
-from .postprocessing import postprocess_volume
+from .postprocessing import mask_from_probabilities
 
 Progress = Callable[[Iterable], Iterable]  # wraps an iterable to show progress, as tqdm and gr.Progress().tqdm do
 
@@ -296,7 +296,8 @@ def segment_volume(
     Args:
         slices, batch_size, crop_margin, screening_stride, progress: as in `predict_volume`.
         threshold: probability in (0, 1) from which a voxel counts as lesion.
-        postprocess: drop small islands and fill holes in 3-D (`postprocessing.postprocess_volume`).
+        postprocess: drop small islands, fill holes and extend the outlines of what is left to the probability that
+            promises the best Dice (`postprocessing.mask_from_probabilities`).
         spacing: voxel size along (S, H, W) in mm; kept, and used for the volume in ml.
         affine: (4, 4) voxel-to-world matrix in mm; kept.
 
@@ -315,7 +316,5 @@ def segment_volume(
         screening_stride=screening_stride,
         progress=progress,
     )
-    mask = probabilities >= threshold
-    if postprocess:
-        mask = postprocess_volume(mask)
+    mask = mask_from_probabilities(probabilities, threshold=threshold) if postprocess else probabilities >= threshold
     return VolumeSegmentation(probabilities, mask, spacing, affine)

@@ -39,6 +39,8 @@ the ventricles.</li>
 alone; on other scans they may be too high.</li>
 <li>In a volume, islands under half of the largest part are left out as false alarms: a second, smaller lesion goes too.
 A line above the measurements tells of a large one.</li>
+<li>In a volume, lesions are found at the threshold and outlined at a lower probability where the model is unsure, so
+that the outline of a faint lesion, or of a false alarm, is a generous one. On single slices it is the threshold's.</li>
 <li>With FLAIR alone they do less well than with all three sequences.</li>
 <li>Everyone in the training data has a glioma and has not been operated on. Nothing is known about healthy brains,
 children, other diseases, or brains after surgery, radiation or with a cavity.</li>

@@ -171,16 +171,17 @@ def predict(volume, model: str, threshold: float, models, progress: Progress, st
         postprocess=whole,
         progress=lambda slices: by_slice(slices, progress, start, share, f"{model}: slice"),
     )
-    limits = {
+    cleaning = {
         "min_voxels": postprocessing.MIN_VOXELS,
         "keep_fraction": postprocessing.KEEP_FRACTION,
         "fill_holes": True,
+        "outline_threshold": round(postprocessing.outline_threshold(segmentation.probabilities, threshold), 4),
     }
     provenance = {
         "model": model,
         "weights_sha256": weights_sha256(models[model]),
         "threshold": threshold,
-        "postprocessing": limits if whole else None,
+        "postprocessing": cleaning if whole else None,
     }
     removed = postprocessing.describe_removed(segmentation.probabilities >= threshold, segmentation.mask)
     return Prediction(segmentation.probabilities, segmentation.mask, provenance, removed)

@@ -146,5 +146,8 @@ def describe_volume(measurements: dict | None, description: str, warnings: list[
         if measurements["reason"]:
             text += f"<p>{html.escape(measurements['reason'])}</p>"
         model = html.escape(measurements["model"])
-        text += f'<p class="provenance">{model} at threshold {measurements["threshold"]:.2f}</p>'
+        setting = f"{model} at threshold {measurements['threshold']:.2f}"
+        if cleaning := measurements["postprocessing"]:
+            setting += f", outlined from {cleaning['outline_threshold']:.2f}"
+        text += f'<p class="provenance">{setting}</p>'
     return f'{text}<p class="provenance">{html.escape(description)}</p>'

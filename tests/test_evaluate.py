@@ -20,7 +20,7 @@ from hub_dataset.patients import group_by_patient
 from modeling import BrainMRIImageProcessor, UNetConfig, UNetForSemanticSegmentation
 from modeling.inference import predict_volume
 from modeling.metrics import confusion_counts, dice, hausdorff95
-from modeling.postprocessing import postprocess_volume
+from modeling.postprocessing import mask_from_probabilities
 from modeling.predictions import PredictionStore
 
 ROOT = Path(evaluate.__file__).parent
@@ -119,8 +119,10 @@ def test_slices_are_ordered_as_numbers_within_each_patient(split):
         assert {split[row]["patient_id"] for row in rows} == {patient}
 
 
-def test_the_scores_agree_with_direct_computation(split, model, processor):
-    result = evaluate_split(model, processor, split, threshold=0.45, min_voxels=20, keep_fraction=0.2, batch_size=3)
+@pytest.mark.parametrize("extend", [True, False])
+def test_the_scores_agree_with_direct_computation(extend, split, model, processor):
+    options = {"threshold": 0.45, "min_voxels": 20, "keep_fraction": 0.2, "extend": extend}
+    result = evaluate_split(model, processor, split, **options, batch_size=3)
     assert [patient.patient_id for patient in result.patients] == ["TCGA_AA_0001", "TCGA_BB_0002", "TCGA_CC_0003"]
     for patient in result.patients:
         rows = sorted((r for r in split if r["patient_id"] == patient.patient_id), key=lambda r: r["slice_index"])
@@ -128,7 +130,7 @@ def test_the_scores_agree_with_direct_computation(split, model, processor):
         probabilities = predict_volume(model, processor, np.stack([np.asarray(row["image"]) for row in rows]))
         raw = probabilities >= 0.45
         assert raw.any()  # a case that says something
-        cleaned = postprocess_volume(raw, min_voxels=20, keep_fraction=0.2)
+        cleaned = mask_from_probabilities(probabilities, **options)
         assert (cleaned != raw).any()
         for mask, scores in ((raw, patient.raw), (cleaned, patient.postprocessed)):
             assert scores.counts == confusion_counts(mask, truth)
@@ -313,19 +315,18 @@ def test_the_command_writes_the_results_that_the_function_gives(
 ):
     output = tmp_path / "new" / "results.json"
     command = [sys.executable, "evaluate.py", "--checkpoint", checkpoint, "--dataset", phantom_dataset_dir]
-    command += ["--split", "test", "--output", output, "--threshold", "0.45", "--min_voxels", "20"]
+    command += ["--split", "test", "--output", output, "--threshold", "0.45", "--min_voxels", "20", "--no_extend"]
     run = subprocess.run(
         [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
     assert run.returncode == 0, run.stderr
     results = json.loads(output.read_text())
-    expected = evaluate_split(
-        model, processor, load_splits(str(phantom_dataset_dir))["test"], threshold=0.45, min_voxels=20
-    )
+    split = load_splits(str(phantom_dataset_dir))["test"]
+    expected = evaluate_split(model, processor, split, threshold=0.45, min_voxels=20, extend=False)
     assert results["num_patients"] == 2
     assert {key: results[key] for key in expected.to_dict()} == expected.to_dict()
     assert (results["split"], results["threshold"], results["channels"]) == ("test", 0.45, "all")
-    assert results["postprocessing"] == {"min_voxels": 20, "keep_fraction": 0.5, "fill": True}
+    assert results["postprocessing"] == {"min_voxels": 20, "keep_fraction": 0.5, "fill": True, "extend": False}
     assert results["command"].startswith("python evaluate.py --checkpoint")
     assert format_table(expected) in run.stdout
     with PILImage.open(output.with_suffix(".png")) as figure:

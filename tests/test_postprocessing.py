@@ -8,9 +8,12 @@ from PIL import Image
 from scipy import ndimage
 
 from modeling.postprocessing import (
+    LOWEST_EXPECTED_SCORE,
     describe_removed,
     fill_holes,
     largest_component,
+    mask_from_probabilities,
+    outline_threshold,
     postprocess_volume,
     remove_small_components,
 )
@@ -220,6 +223,93 @@ def test_a_single_slice_is_no_volume():
 def test_limits_out_of_range_are_refused(limit):
     with pytest.raises(ValueError, match=next(iter(limit))):
         postprocess_volume(blobs(0), **limit)
+
+
+def lesion_probabilities(seed, shape=(9, 40, 40), softness=4.0):
+    """(S, H, W) float32: near 1 within an irregular lesion, and falling towards 0 over `softness` pixels."""
+    random = np.random.default_rng(seed)
+    distance = np.linalg.norm((np.indices(shape).T - np.array(shape) / 2) * (2.0, 1.0, 1.0), axis=-1).T
+    rough = 6 * ndimage.gaussian_filter(random.standard_normal(shape), sigma=1.5)
+    return (1 / (1 + np.exp((distance - 9 + rough) / softness))).astype(np.float32)
+
+
+def f_beta(mask, truth, threshold):
+    """F-beta (1 where both are empty), beta^2 being 1 / threshold - 1: Dice for 0.5."""
+    beta_squared = 1 / threshold - 1
+    both = np.count_nonzero(mask & truth)
+    return (1 + beta_squared) * both / (np.count_nonzero(mask) + beta_squared * np.count_nonzero(truth))
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("softness", [0.5, 2.0, 5.0])
+def test_the_outline_threshold_gives_the_best_score_where_probabilities_are_right(softness, threshold):
+    probabilities = lesion_probabilities(0, softness=softness)
+    random = np.random.default_rng(1)
+    truths = [random.random(probabilities.shape) < probabilities for _ in range(20)]
+
+    def score(level):
+        return np.mean([f_beta(probabilities >= level, truth, threshold) for truth in truths])
+
+    level = outline_threshold(probabilities, threshold)
+    best = max(score(other) for other in np.linspace(0.02, 0.98, 97))
+    assert score(level) == pytest.approx(best, abs=1e-3)
+    assert level == pytest.approx(threshold * best, abs=2e-3)  # a share of the best score, half of it for Dice
+    if softness == 5.0:
+        assert score(threshold) < best - 0.01  # a case that says something
+
+
+def test_the_less_sure_a_volume_the_lower_the_outline_threshold():
+    levels = [outline_threshold(lesion_probabilities(0, softness=softness)) for softness in (0.1, 1.0, 3.0, 6.0)]
+    assert levels == sorted(levels, reverse=True)
+    assert outline_threshold(np.array([0.0, 1.0, 1.0])) == 0.5
+    assert outline_threshold(np.array([0.0, 1.0, 1.0]), 0.7) == 0.7
+    assert outline_threshold(np.full((4, 8, 8), 0.1)) == LOWEST_EXPECTED_SCORE * 0.5
+    assert outline_threshold(np.zeros((4, 8, 8), dtype=np.float32)) == LOWEST_EXPECTED_SCORE * 0.5
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("threshold", [0.35, 0.5, 0.6])
+def test_an_extended_mask_is_what_propagates_from_what_was_found(seed, threshold):
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((7, 24, 20)), sigma=1.2)
+    probabilities = (1 / (1 + np.exp(-20 * noise - 0.5))).astype(np.float32)
+    limits = {"threshold": threshold, "min_voxels": 8, "keep_fraction": 0.05}
+    found = mask_from_probabilities(probabilities, **limits, extend=False)
+    np.testing.assert_array_equal(
+        found, postprocess_volume(probabilities >= threshold, min_voxels=8, keep_fraction=0.05)
+    )
+    extended = mask_from_probabilities(probabilities, **limits)
+    reached = probabilities >= outline_threshold(probabilities, threshold)
+    expected = fill_holes(ndimage.binary_propagation(found, structure=np.ones((3, 3, 3)), mask=found | reached))
+    np.testing.assert_array_equal(extended, expected)
+    assert np.count_nonzero(extended) > np.count_nonzero(found) > 0
+
+
+def test_outlines_are_extended_and_nothing_new_is_found():
+    probabilities = np.zeros((8, 30, 30), dtype=np.float32)
+    probabilities[2:5, 4:14, 4:14] = 0.9
+    probabilities[2:5, 4:14, 14:17] = 0.48  # beside the lesion
+    probabilities[3, 8, 8] = 0.1  # a hole in it
+    probabilities[2:5, 4:14, 24:28] = 0.48  # apart from it
+    probabilities[7, 20:23, 20:23] = 0.9  # an island that is too small
+    assert 0.25 < outline_threshold(probabilities) < 0.48
+    np.testing.assert_array_equal(
+        mask_from_probabilities(probabilities), box(probabilities.shape, (2, 5), (4, 14), (4, 17))
+    )
+    np.testing.assert_array_equal(
+        mask_from_probabilities(probabilities, extend=False), box(probabilities.shape, (2, 5), (4, 14), (4, 14))
+    )
+    assert not mask_from_probabilities(np.minimum(probabilities, 0.49)).any()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, float("nan")])
+def test_a_threshold_that_is_no_probability_is_refused(threshold):
+    with pytest.raises(ValueError, match="threshold is a probability between 0 and 1"):
+        outline_threshold(np.full((2, 4, 4), 0.6), threshold)
+
+
+def test_probabilities_of_a_single_slice_are_no_volume():
+    with pytest.raises(ValueError, match=r"\(S, H, W\), got \(4, 4\)"):
+        mask_from_probabilities(np.full((4, 4), 0.6))
 
 
 def test_the_default_limits_leave_readers_outlines_almost_whole(lgg_data):

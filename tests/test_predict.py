@@ -15,6 +15,7 @@ from volume_samples import AFFINE, SPACING, head, read_dicom_seg, save_dicom, sa
 from modeling import BrainMRIImageProcessor
 from modeling.inference import load_model, segment_volume
 from modeling.measurements import volume_ml
+from modeling.postprocessing import outline_threshold
 from predict import main
 
 THRESHOLD = 0.45  # a random network's probabilities lie on both sides of it
@@ -96,6 +97,8 @@ def test_a_large_island_that_is_left_out_is_told_of(scans, checkpoint, tmp_path)
     main(["--checkpoint", str(checkpoint), "--output", str(tmp_path), str(scans / "anna")])
     cleaned = json.loads((tmp_path / "anna.json").read_text())
     assert (whole["lesion_voxels"], cleaned["lesion_voxels"]) == (500, 400)
+    assert whole["outline_threshold"] == THRESHOLD
+    assert cleaned["outline_threshold"] == pytest.approx(outline_threshold(probabilities), abs=1e-4)
     assert cleaned["warnings"][:-1] == whole["warnings"]
     assert "an island of 100 voxels on slices 9 to 10 of 12" in cleaned["warnings"][-1]
 

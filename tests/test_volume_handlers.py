@@ -29,6 +29,7 @@ from volume_samples import (
 
 from modeling.inference import load_model
 from modeling.inference import segment_volume as run_model
+from modeling.postprocessing import outline_threshold
 from modeling.visualization import flair_to_grey
 from space import results, uploads
 from space.comparison import compare_models
@@ -109,7 +110,12 @@ def test_measurements_name_the_model_and_how_it_was_run(nifti, models):
         == hashlib.sha256((Path(models["tiny-a"]) / "model.safetensors").read_bytes()).hexdigest()
     )
     assert measured["threshold"] == threshold
-    assert measured["postprocessing"] == {"min_voxels": 50, "keep_fraction": 0.5, "fill_holes": True}
+    assert measured["postprocessing"] == {
+        "min_voxels": 50,
+        "keep_fraction": 0.5,
+        "fill_holes": True,
+        "outline_threshold": pytest.approx(outline_threshold(result.probabilities, threshold), abs=1e-4),
+    }
     assert measured["num_slices"] == 12
     assert measured["spacing_mm"] == pytest.approx(SPACING)
     assert measured["volume_ml"] == pytest.approx(areas.sum() * np.prod(SPACING) / 1000, abs=1e-3)
