@@ -35,10 +35,10 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from hub_dataset.loading import load_splits
 from hub_dataset.patients import COLUMNS, Patient, group_by_patient, read_patient
 from modeling.image_processing_brain_mri import FLAIR
-from modeling.inference import check_threshold, load_model, predict_volume
+from modeling.inference import load_model, predict_volume
 from modeling.metrics import Summary, VolumeScores, score_volume, slice_dice, summarize
 from modeling.onnx_inference import OnnxModel, load_onnx_model
-from modeling.postprocessing import KEEP_FRACTION, MIN_VOXELS, mask_from_probabilities
+from modeling.postprocessing import KEEP_FRACTION, MIN_VOXELS, check_threshold, mask_from_probabilities
 from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint
 from modeling.visualization import new_figure, plot_dice_per_patient, slice_sheet
 

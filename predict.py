@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from evaluate import ENGINES, load_checkpoint, write_atomically
 from modeling.dicom_segmentation import DicomSegmentationError, write_dicom_segmentation
-from modeling.inference import CROP_MARGIN, SCREENING_STRIDE, check_threshold
+from modeling.inference import CROP_MARGIN, SCREENING_STRIDE
 from modeling.measurements import measure_volume
 from modeling.nifti_files import write_nifti
-from modeling.postprocessing import describe_removed, mask_from_probabilities, outline_threshold
+from modeling.postprocessing import check_threshold, describe_removed, mask_from_probabilities, outline_threshold
 from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint
 from modeling.volume_files import MRVolume, read_volume
 

@@ -23,7 +23,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
 
 from .image_processing_brain_mri import FLAIR, FOREGROUND, MINIMUM_SIZE, OCCUPIED
-from .postprocessing import mask_from_probabilities
+from .postprocessing import check_threshold, mask_from_probabilities
 
 Progress = Callable[[Iterable], Iterable]  # wraps an iterable to show progress, as tqdm and gr.Progress().tqdm do
 
@@ -96,12 +96,6 @@ def fold_batch_norm(model: nn.Module) -> None:
             if isinstance(norm, nn.BatchNorm2d) and (transposed or isinstance(convolution, nn.Conv2d)):
                 setattr(block, name, fuse_conv_bn_eval(convolution, norm, transpose=transposed))
                 setattr(block, norm_name, nn.Identity())
-
-
-def check_threshold(threshold: float) -> None:
-    """Raise `ValueError` unless `threshold` is a probability strictly between 0 and 1."""
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold is a probability between 0 and 1, exclusive, but is {threshold}.")
 
 
 @torch.inference_mode()

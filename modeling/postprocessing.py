@@ -21,6 +21,12 @@ NOTEWORTHY = 0.1  # of what is left: how large a removed island must be to be to
 LOWEST_EXPECTED_SCORE = 0.25
 
 
+def check_threshold(threshold: float) -> None:
+    """Raise `ValueError` unless `threshold` is a probability strictly between 0 and 1."""
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold is a probability between 0 and 1, exclusive, but is {threshold}.")
+
+
 def mask_from_probabilities(
     probabilities: np.ndarray,
     *,
@@ -48,6 +54,7 @@ def mask_from_probabilities(
     Raises:
         ValueError: `probabilities` is not `(S, H, W)`, or an argument is out of its range.
     """
+    check_threshold(threshold)
     found = postprocess_volume(probabilities >= threshold, min_voxels=min_voxels, keep_fraction=keep_fraction)
     if not extend or not found.any():
         return found
@@ -78,8 +85,7 @@ def outline_threshold(probabilities: np.ndarray, threshold: float = 0.5) -> floa
     Raises:
         ValueError: `threshold` is out of its range.
     """
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold is a probability between 0 and 1, exclusive, but is {threshold}.")
+    check_threshold(threshold)
     candidates = np.sort(probabilities[probabilities >= LOWEST_EXPECTED_SCORE * threshold])[::-1]
     beta_squared = 1 / threshold - 1
     caught = np.cumsum(candidates, dtype=np.float64)

@@ -301,10 +301,11 @@ def test_outlines_are_extended_and_nothing_new_is_found():
     assert not mask_from_probabilities(np.minimum(probabilities, 0.49)).any()
 
 
-@pytest.mark.parametrize("threshold", [0.0, 1.0, float("nan")])
-def test_a_threshold_that_is_no_probability_is_refused(threshold):
+@pytest.mark.parametrize("threshold", [0.0, 1.0, 1.5, float("nan")])
+@pytest.mark.parametrize("function", [outline_threshold, mask_from_probabilities])
+def test_a_threshold_that_is_no_probability_is_refused(function, threshold):
     with pytest.raises(ValueError, match="threshold is a probability between 0 and 1"):
-        outline_threshold(np.full((2, 4, 4), 0.6), threshold)
+        function(np.full((2, 4, 4), 0.6), threshold=threshold)
 
 
 def test_probabilities_of_a_single_slice_are_no_volume():
