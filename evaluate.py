@@ -298,6 +298,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--engine", choices=ENGINES, default="torch", help="onnxruntime: faster, on the CPU alone")
     parser.add_argument("--threshold", type=float, default=0.5, help="probability from which a pixel counts as lesion")
     parser.add_argument(
+        "--volume_share",
+        type=float,
+        metavar="SHARE",
+        help="weight of a patient's median and spread beside the slice's own in normalisation, 0 to 1 (default: the "
+        "processor's)",
+    )
+    parser.add_argument(
         "--min_voxels", type=int, default=MIN_VOXELS, help="post-processing: smallest component, 0 is off"
     )
     parser.add_argument(
@@ -316,6 +323,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.output.suffix != ".json":
         parser.error(f"--output must name a .json file, got {args.output}")
+    if args.volume_share is not None and not 0 <= args.volume_share <= 1:
+        parser.error(f"--volume_share lies between 0 (each slice by itself) and 1, got {args.volume_share:g}")
     return args
 
 
@@ -327,6 +336,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.split not in splits:
             raise ValueError(f"The split {args.split!r} is absent from {args.dataset}; it has {', '.join(splits)}.")
         model, processor = load_checkpoint(args.checkpoint, args.engine)
+        if args.volume_share is not None:
+            processor.volume_share = args.volume_share
         state = PartialState()
         if args.engine == "torch":
             model.to(state.device)
@@ -372,6 +383,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "limit": args.limit,
         "channels": args.channels,
         "threshold": args.threshold,
+        "volume_share": processor.volume_share,
         "postprocessing": {
             "min_voxels": args.min_voxels,
             "keep_fraction": args.keep_fraction,

@@ -137,7 +137,7 @@ def train(args: argparse.Namespace) -> None:
             splits, sampler = prepare_data(args)
         model = AutoModelForSemanticSegmentation.from_config(model_config(args))
         report = initialize_from(model, args.init_from) if args.init_from else None
-        processor = BrainMRIImageProcessor(size_divisor=model.config.size_divisor)
+        processor = BrainMRIImageProcessor(size_divisor=model.config.size_divisor, volume_share=args.volume_share)
         teacher = load_teacher(args.teacher, model, processor, accelerator) if args.teacher else None
     except (OSError, ValueError) as error:
         sys.exit(f"train.py: error: {error}")

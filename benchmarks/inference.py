@@ -34,7 +34,7 @@ from hub_dataset.loading import load_splits
 from hub_dataset.patients import Patient, group_by_patient, read_patient
 from hub_dataset.phantom import phantom_volume
 from modeling.image_processing_brain_mri import FLAIR
-from modeling.inference import load_model, segment_volume
+from modeling.inference import load_model, measure_intensities, segment_volume
 from modeling.metrics import score_volume
 from modeling.onnx_inference import OnnxModel, load_onnx_model
 from modeling.postprocessing import mask_from_probabilities
@@ -67,12 +67,13 @@ def parse_args() -> argparse.Namespace:
 def straightforward(model: nn.Module, processor, slices: np.ndarray) -> np.ndarray:
     """What one would write first: every slice through processor and model by itself."""
     height, width = slices.shape[1:3]
+    intensities = measure_intensities(slices)
     probabilities = np.zeros((len(slices), height, width), dtype=np.float32)
     with torch.no_grad():
         for i, image in enumerate(slices):
             if image[..., FLAIR].min() == image[..., FLAIR].max():  # which the processor refuses
                 continue
-            logits = model(**processor(images=image, return_tensors="pt")).logits
+            logits = model(**processor(images=image, volume_intensities=intensities, return_tensors="pt")).logits
             probabilities[i] = logits[0, 0, :height, :width].sigmoid().numpy()
     return mask_from_probabilities(probabilities)
 

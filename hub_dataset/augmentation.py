@@ -24,6 +24,7 @@ class SliceAugmentation:
         translation: (rows, columns) as a share of the slice's longer side.
         gamma: exponent of the intensity curve of each channel, on the normalised range.
         contrast, brightness: factor and offset of each channel's normalised intensities.
+        volume_share: weight of the volume's median and spread in the normalisation, see `normalize_intensities`.
         noise: standard deviation of white noise, in normalised intensities.
         noise_seed: seed of that noise.
     """
@@ -38,14 +39,21 @@ class SliceAugmentation:
     gamma: tuple[float, float, float] = (1.0, 1.0, 1.0)
     contrast: tuple[float, float, float] = (1.0, 1.0, 1.0)
     brightness: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    volume_share: float = 0.0
     noise: float = 0.0
     noise_seed: int = field(default=0, repr=False)
 
 
-def sample_augmentation(generator: np.random.Generator, strength: float = 1.0) -> SliceAugmentation:
-    """Random parameters; `strength` scales their ranges: 0 changes nothing, 1 is the default recipe."""
+def sample_augmentation(
+    generator: np.random.Generator, strength: float = 1.0, volume_share: float = 0.0
+) -> SliceAugmentation:
+    """Random parameters; `strength` scales their ranges: 0 changes nothing, 1 is the default recipe.
+
+    `volume_share` is the one of testing. That of a sample is drawn between 0 and twice as much, 1 at most, so that the
+    model knows a slice by itself as well as one in its volume; `strength` 0 leaves it as it is.
+    """
     if strength == 0:
-        return SliceAugmentation()
+        return SliceAugmentation(volume_share=volume_share)
 
     def within(limit: float, size: int | None = None):
         return generator.uniform(-limit * strength, limit * strength, size)
@@ -64,11 +72,12 @@ def sample_augmentation(generator: np.random.Generator, strength: float = 1.0) -
         brightness=tuple(within(0.2, 3)),
         noise=float(generator.uniform(0, 0.15 * strength)) if generator.random() < 0.3 else 0.0,
         noise_seed=int(generator.integers(2**31)),
+        volume_share=float(generator.uniform(0, min(2 * volume_share, 1))),
     )
 
 
 def copy_flair(image: np.ndarray, augmentation: SliceAugmentation) -> np.ndarray:
-    """Replace channels of (H, W, 3) by FLAIR; to be done before normalisation, as the processor would see it."""
+    """Replace channels of (..., 3) by FLAIR; to be done before normalisation, as the processor would see it."""
     if not augmentation.flair_copies:
         return image
     image = image.copy()

@@ -11,7 +11,17 @@ from datasets import Dataset, DatasetDict, config, load_dataset
 from torch.utils.data import Sampler
 from transformers import BaseImageProcessor
 
-from modeling.image_processing_brain_mri import MINIMUM_SIZE, OCCUPIED, head_mask, normalize_intensities, to_channels
+from modeling.image_processing_brain_mri import (
+    FLAIR,
+    MINIMUM_SIZE,
+    OCCUPIED,
+    SliceIntensities,
+    head_mask,
+    normalize_intensities,
+    slice_intensities,
+    to_channels,
+    volume_intensities,
+)
 
 from .augmentation import FLAIR_ALONE, SliceAugmentation, change_intensities, copy_flair, resample, sample_augmentation
 
@@ -87,6 +97,11 @@ def head_box(image: np.ndarray) -> Box:
     return Box((top + bottom) / 2, (left + right) / 2, bottom - top, right - left)
 
 
+def is_empty(image: np.ndarray) -> bool:
+    """Whether FLAIR is constant in (H, W, 3), so that there is nothing to normalise."""
+    return image[..., FLAIR].min() == image[..., FLAIR].max()
+
+
 def relative_head_sizes(split: Dataset) -> np.ndarray:
     """Height and width of the head in every slice as a share of the slice's longer side: (N, 2) float.
 
@@ -103,10 +118,43 @@ def relative_head_sizes(split: Dataset) -> np.ndarray:
 
 def relative_head_size(image: np.ndarray) -> tuple[float, float]:
     """Height and width of the head in (H, W, 3) as a share of the longer side; both 0 in an empty slice."""
-    if image[..., 1].min() == image[..., 1].max():
+    if is_empty(image):
         return 0.0, 0.0
     box = head_box(image.astype(np.float32))
     return box.height / max(image.shape[:2]), box.width / max(image.shape[:2])
+
+
+def measure_slice(image: np.ndarray) -> SliceIntensities:
+    """`slice_intensities` of (H, W, 3) in any dtype; an empty slice has no brain pixels."""
+    if is_empty(image):
+        return SliceIntensities(np.zeros((3, 2), dtype=np.float32), brain_pixels=0, brightness=0.0)
+    return slice_intensities(to_channels(image))
+
+
+def intensities_by_patient(patient_ids: Sequence[str], slices: Sequence[SliceIntensities]) -> np.ndarray:
+    """Each row's `volume_intensities`, those of all rows of its patient: (N, 3, 2) float32; zeros where all are empty."""
+    patient_ids = np.asarray(patient_ids)
+    result = np.empty((len(slices), 3, 2), dtype=np.float32)
+    for patient in np.unique(patient_ids):
+        rows = np.flatnonzero(patient_ids == patient)
+        result[rows] = volume_intensities([slices[row] for row in rows])
+    return result
+
+
+def measure_split(split: Dataset) -> np.ndarray:
+    """`intensities_by_patient` of a split: (N, 3, 2) float32.
+
+    Takes one pass over the images, whose result `datasets` keeps in its cache.
+    """
+
+    def measure(image):
+        return measure_slice(np.asarray(image))._asdict()
+
+    measured = split.map(
+        measure, input_columns=["image"], remove_columns=split.column_names, desc="Measuring intensities"
+    )
+    slices = [SliceIntensities(**row) for row in measured.with_format("numpy")]
+    return intensities_by_patient(split["patient_id"], slices)
 
 
 class SampleKey(NamedTuple):
@@ -122,9 +170,9 @@ class SampleKey(NamedTuple):
 class TrainingSlices(torch.utils.data.Dataset):
     """Augmented crops of slices, decoded when asked for. Items are addressed by `SampleKey`.
 
-    Each item is a dict with `pixel_values` (3, height, width) float32, normalised as the processor does, `labels`
-    (height, width) int64, 0 or 1, and `index`, the row in the split. `channels` is `all`, or `flair` for FLAIR alone,
-    as all three channels.
+    Each item is a dict with `pixel_values` (3, height, width) float32, normalised as the processor does, with
+    `measure_split` for the volumes, `labels` (height, width) int64, 0 or 1, and `index`, the row in the split.
+    `channels` is `all`, or `flair` for FLAIR alone, as all three channels.
     """
 
     def __init__(
@@ -134,32 +182,51 @@ class TrainingSlices(torch.utils.data.Dataset):
         augmentation_strength: float = 1.0,
         channels: Literal["all", "flair"] = "all",
     ):
+        self.intensities = measure_split(split)
         self.split = split.select_columns(["image", "mask"])
-        self.options = (processor.clip, augmentation_strength, channels)
+        self.options = (processor, augmentation_strength, channels)
 
     def __getitem__(self, key: SampleKey) -> dict:
-        return training_sample(self.split[key.index], key, *self.options)
+        return training_sample(self.split[key.index], self.intensities[key.index], key, *self.options)
 
 
-def training_sample(row: dict, key: SampleKey, clip: float, augmentation_strength: float, channels: str) -> dict:
-    """An item of `TrainingSlices` from the decoded images of its row."""
-    augmentation = sample_augmentation(np.random.default_rng(key.seed), augmentation_strength)
+def training_sample(
+    row: dict,
+    volume: np.ndarray,
+    key: SampleKey,
+    processor: BaseImageProcessor,
+    augmentation_strength: float,
+    channels: str,
+) -> dict:
+    """An item of `TrainingSlices` from the decoded images of its row and the intensities (3, 2) of its volume."""
+    generator = np.random.default_rng(key.seed)
+    augmentation = sample_augmentation(generator, augmentation_strength, processor.volume_share)
     if channels == "flair":
         augmentation = replace(augmentation, flair_copies=FLAIR_ALONE)
     image, mask = np.asarray(row["image"]), np.asarray(row["mask"])
-    return {"index": key.index, **make_sample(image, mask, key, augmentation, clip)}
+    return {"index": key.index, **make_sample(image, mask, key, augmentation, processor.clip, volume)}
 
 
 def make_sample(
-    image: np.ndarray, mask: np.ndarray, key: SampleKey, augmentation: SliceAugmentation, clip: float
+    image: np.ndarray,
+    mask: np.ndarray,
+    key: SampleKey,
+    augmentation: SliceAugmentation,
+    clip: float,
+    volume: np.ndarray | None = None,
 ) -> dict[str, torch.Tensor]:
-    """One slice (H, W, 3) and its mask (H, W), 0 or above, as augmented and cropped tensors; see `TrainingSlices`."""
+    """One slice (H, W, 3) and its mask (H, W), 0 or above, as augmented and cropped tensors; see `TrainingSlices`.
+
+    `volume` (3, 2) are the intensities of its volume; without them it is normalised by itself.
+    """
     frame = (key.height, key.width)
-    if image[..., 1].min() == image[..., 1].max():  # an empty slice has nothing to normalise
+    if is_empty(image):
         return {"pixel_values": torch.zeros(3, *frame), "labels": torch.zeros(frame, dtype=torch.int64)}
     pixels = to_channels(copy_flair(image, augmentation))
     box = head_box(pixels)
-    channels = np.concatenate([normalize_intensities(pixels, clip), (mask > 0)[..., None]], axis=-1, dtype=np.float32)
+    volume = None if volume is None else copy_flair(volume.T, augmentation).T
+    normalized = normalize_intensities(pixels, clip, volume, augmentation.volume_share)
+    channels = np.concatenate([normalized, (mask > 0)[..., None]], axis=-1, dtype=np.float32)
     channels = torch.from_numpy(channels.transpose(2, 0, 1).copy())
     scale = key.image_size / max(image.shape[:2])
     channels = resample(channels, augmentation, frame, scale, (box.center_row, box.center_column))

@@ -22,6 +22,8 @@ from .loading import (
     SampleKey,
     check_columns,
     find_dataset,
+    intensities_by_patient,
+    measure_slice,
     relative_head_size,
     training_sample,
 )
@@ -156,10 +158,11 @@ def decoded(row: dict) -> dict:
 
 
 class EncodedSlice(NamedTuple):
-    """A training sample to be: its key, and its row with the images encoded."""
+    """A training sample to be: its key, its row with the images encoded, and its volume's intensities (3, 2)."""
 
     key: SampleKey
     row: dict
+    volume: np.ndarray
 
 
 class StreamedSlices(torch.utils.data.Dataset):
@@ -171,10 +174,10 @@ class StreamedSlices(torch.utils.data.Dataset):
         augmentation_strength: float = 1.0,
         channels: Literal["all", "flair"] = "all",
     ):
-        self.options = (processor.clip, augmentation_strength, channels)
+        self.options = (processor, augmentation_strength, channels)
 
     def __getitem__(self, item: EncodedSlice) -> dict:
-        return training_sample(decoded(item.row), item.key, *self.options)
+        return training_sample(decoded(item.row), item.volume, item.key, *self.options)
 
 
 class StreamedBatchSampler(LesionBatchSampler):
@@ -184,7 +187,8 @@ class StreamedBatchSampler(LesionBatchSampler):
     through a shuffle buffer. Its order is drawn before, from seed and epoch alone: a slice leaves it up to `buffer`
     slices after its turn. An interrupted epoch therefore goes on exactly where it stopped, and reads again only what
     had not left the buffer by then. Batches are made, by size of the head, of `GROUP` batches that leave one after
-    another; the heads are measured as slices arrive.
+    another; the heads and the intensities are measured as slices arrive, the latter of a patient's slices within the
+    row group, which are all as `hub_dataset.build` writes them.
 
     Memory holds at most `buffer` slices and `GROUP` batches, encoded, and `READ_AHEAD` row groups and one more.
 
@@ -198,6 +202,7 @@ class StreamedBatchSampler(LesionBatchSampler):
         super().__init__(np.asarray(split["has_lesion"]), np.full((len(split), 2), np.nan), **options)
         self.split = split
         self.buffer = buffer
+        self.intensities = np.full((len(split), 3, 2), np.nan, dtype=np.float32)
 
     def __iter__(self) -> Iterator[list[EncodedSlice]]:
         # 1. The order in which slices leave the buffer
@@ -226,7 +231,9 @@ class StreamedBatchSampler(LesionBatchSampler):
             for indices in batches[:skip].flat:
                 del held[indices]
             for indices in batches[skip:]:
-                yield [EncodedSlice(key, held.pop(key.index)) for key in self.keys(indices)]
+                yield [
+                    EncodedSlice(key, held.pop(key.index), self.intensities[key.index]) for key in self.keys(indices)
+                ]
             skip = 0
 
     def arriving(self, wanted: set[int], turns: np.ndarray) -> Iterator[dict[int, dict]]:
@@ -242,9 +249,12 @@ class StreamedBatchSampler(LesionBatchSampler):
                 yield coming.popleft().result()
 
     def read(self, group: int, wanted: set[int]) -> dict[int, dict]:
-        """The wanted slices of a row group."""
-        rows = {i: row for i, row in enumerate(self.split.read(group), self.split.starts[group]) if i in wanted}
-        for i, row in rows.items():
-            if np.isnan(self.head_sizes[i, 0]):
-                self.head_sizes[i] = relative_head_size(np.asarray(decoded(row)["image"]))
-        return rows
+        """The wanted slices of a row group, which is measured when it is read first."""
+        rows = dict(enumerate(self.split.read(group), self.split.starts[group]))
+        first, last = self.split.starts[group : group + 2]
+        if np.isnan(self.intensities[first:last]).any():
+            images = [np.asarray(decoded(row)["image"]) for row in rows.values()]
+            patient_ids = [row["patient_id"] for row in rows.values()]
+            self.intensities[first:last] = intensities_by_patient(patient_ids, list(map(measure_slice, images)))
+            self.head_sizes[first:last] = [relative_head_size(image) for image in images]
+        return {i: row for i, row in rows.items() if i in wanted}

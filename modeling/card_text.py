@@ -114,7 +114,8 @@ segments = pipeline("image-segmentation", model="{REPOSITORY}", trust_remote_cod
         fill(
             "A slice is RGB in the dataset's channel order (pre-contrast T1, FLAIR, post-contrast T1) or one grey "
             "FLAIR channel, at least 32x32 pixels, and shows the whole head. The processor normalises it by its own "
-            "brain pixels."
+            "brain pixels, and a slice of a volume in part by the volume's, where they are given as "
+            "`volume_intensities`; `segment_volume`, `predict.py` and the app do so."
         )
     }"""
 

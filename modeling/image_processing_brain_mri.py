@@ -2,7 +2,9 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -126,10 +128,15 @@ def head_mask(image: np.ndarray) -> np.ndarray:
     Without the fluid in the ventricles, which is dark on FLAIR.
     """
     flair = image[..., FLAIR] - image[..., FLAIR].min()
-    reference = order_statistic(np.sort(flair, axis=None), 0.995)
+    reference = bright_end(flair)
     if reference == 0:  # signal on fewer than 0.5 % of the pixels
         return flair > 0
     return flair / reference > FOREGROUND
+
+
+def bright_end(flair: np.ndarray) -> np.float32:
+    """The 99.5th percentile of FLAIR above its lowest value."""
+    return order_statistic(np.sort(flair, axis=None), 0.995) - flair.min()
 
 
 def brain_mask(image: np.ndarray) -> np.ndarray:
@@ -159,17 +166,29 @@ def eroded(mask: np.ndarray) -> np.ndarray:
     return inner
 
 
-def normalize_intensities(image: np.ndarray, clip: float) -> np.ndarray:
-    """Robust z-scores of one slice from its own brain pixels: (H, W, 3) float32 -> (H, W, 3) float32 in [-clip, clip].
+class SliceIntensities(NamedTuple):
+    """What a slice's brain pixels say of its intensities.
 
-    Each channel has the median of the brain pixels taken off and is divided by their interquartile range over 1.349,
-    which is the standard deviation where they are normally distributed, both after far outliers (a lesion, an
-    artefact, what is left of the scalp) were set aside, three times over. So neither moves with the lesion or the
-    amount of background, and both follow any change of scale and offset. (Z-scores over the brain as in nnU-Net,
-    Isensee et al. 2021, doi 10.1038/s41592-020-01008-z, Methods; quartiles instead of moments.)
+    Attributes:
+        statistics: (C, 2) float32, median and spread of each channel; the spread is the interquartile range.
+        brain_pixels: the number of pixels behind them.
+        brightness: bright end of FLAIR above its lowest value.
+    """
+
+    statistics: np.ndarray
+    brain_pixels: int
+    brightness: float
+
+
+def slice_intensities(image: np.ndarray) -> SliceIntensities:
+    """Median and spread of one slice (H, W, C) float32 over its own brain pixels.
+
+    Both are taken after far outliers (a lesion, an artefact, what is left of the scalp) were set aside, three times
+    over. So neither moves much with the lesion or the amount of background, and both follow any change of scale and
+    offset.
     """
     brain = brain_mask(image)
-    normalized = np.empty(image.shape, dtype=np.float32)
+    statistics = np.empty((image.shape[-1], 2), dtype=np.float32)
     for channel in range(image.shape[-1]):
         values = image[..., channel]
         tissue = np.sort(values[brain])  # once sorted, every order statistic and every cut is a look-up
@@ -179,9 +198,55 @@ def normalize_intensities(image: np.ndarray, clip: float) -> np.ndarray:
             limit = OUTLIER * max(iqr, minimum_spread)
             tissue = tissue[np.searchsorted(tissue, median - limit) : np.searchsorted(tissue, median + limit, "right")]
         median, iqr = median_and_iqr(tissue)
-        spread = max(iqr, minimum_spread) or np.ptp(values)
-        normalized[..., channel] = np.clip((values - median) / spread * NORMAL_IQR, -clip, clip)
-    return normalized
+        statistics[channel] = median, max(iqr, minimum_spread) or np.ptp(values)
+    return SliceIntensities(statistics, int(brain.sum()), float(bright_end(image[..., FLAIR])))
+
+
+def volume_intensities(slices: Sequence[SliceIntensities]) -> np.ndarray:
+    """Median and spread of each channel in a whole volume: the medians of its slices', weighted by their brain pixels.
+
+    Slices that are dark beside the brightest one, with noise alone, do not count.
+
+    Returns:
+        (C, 2) float32.
+
+    Raises:
+        ValueError: no slice.
+    """
+    if not slices:
+        raise ValueError("The intensities of a volume need at least one slice.")
+    statistics, brain_pixels, brightness = (np.array(values) for values in zip(*slices, strict=True))
+    weights = np.where(brightness > FOREGROUND * brightness.max(), brain_pixels, 0)
+    order = np.argsort(statistics, axis=0, kind="stable")
+    reached = np.cumsum(weights[order], axis=0)
+    middle = (2 * reached > reached[-1:]).argmax(axis=0)[None]
+    return np.take_along_axis(np.take_along_axis(statistics, order, axis=0), middle, axis=0)[0]
+
+
+def normalize_intensities(
+    image: np.ndarray, clip: float, volume: np.ndarray | None = None, volume_share: float = 0.0
+) -> np.ndarray:
+    """Robust z-scores of one slice: (H, W, C) float32 -> (H, W, C) float32 in [-clip, clip].
+
+    Each channel has the median of the brain pixels taken off and is divided by their interquartile range over 1.349,
+    which is the standard deviation where they are normally distributed. (Z-scores over the brain as in nnU-Net, Isensee
+    et al. 2021, doi 10.1038/s41592-020-01008-z, Methods; quartiles instead of moments.) Both are the slice's own, or
+    lie between those and its volume's: a lesion that fills much of a slice is brain by its own statistics.
+
+    Args:
+        volume: (C, 2), from `volume_intensities`.
+        volume_share: weight of `volume` in [0, 1]; the slice's own statistics have the rest.
+
+    Raises:
+        ValueError: `volume_share` is out of its range.
+    """
+    if not 0 <= volume_share <= 1:
+        raise ValueError(f"volume_share must lie in [0, 1], 0 for each slice by itself, but is {volume_share}.")
+    statistics = slice_intensities(image).statistics
+    if volume is not None:
+        statistics = (1 - volume_share) * statistics + volume_share * volume
+    median, spread = statistics.astype(np.float32).T
+    return np.clip((image - median) / spread * np.float32(NORMAL_IQR), -clip, clip)
 
 
 def order_statistic(sorted_values: np.ndarray, quantile: float) -> np.float32:
@@ -201,18 +266,26 @@ class BrainMRIImageProcessorKwargs(ImagesKwargs, total=False):
         Height and width are padded at the bottom and on the right to a multiple of this, in pixels.
     clip (`float`, *optional*, defaults to `self.clip`):
         Normalised intensities are limited to [-clip, clip], in robust standard deviations.
+    volume_intensities (`np.ndarray`, *optional*):
+        (3, 2), median and spread of each channel in the volume that the slices are of
+        (`modeling.inference.measure_intensities`). Without it, each slice is normalised by itself.
+    volume_share (`float`, *optional*, defaults to `self.volume_share`):
+        Weight of `volume_intensities` in [0, 1]; a slice's own median and spread have the rest.
     """
 
     size_divisor: int
     clip: float
+    volume_intensities: np.ndarray | None
+    volume_share: float
 
 
 class BrainMRIImageProcessor(PilBackend):
     """Turns MR slices into the `pixel_values` of the models here, and their logits into masks.
 
     A slice is RGB in the order pre-contrast T1, FLAIR, post-contrast T1, or grey FLAIR, which is copied into all three
-    channels, as is FLAIR into a channel that is constant. Intensities may have any scale and bit depth. Each slice is
-    normalised by itself (`normalize_intensities`): alone or in a volume, it gives the same input.
+    channels, as is FLAIR into a channel that is constant. Intensities may have any scale and bit depth. A slice is
+    normalised by its own brain pixels (`normalize_intensities`), and those of its volume where `volume_intensities` are
+    given.
     """
 
     valid_kwargs = BrainMRIImageProcessorKwargs
@@ -221,6 +294,7 @@ class BrainMRIImageProcessor(PilBackend):
     do_pad = True
     size_divisor = 16
     clip = 8.0
+    volume_share = 0.5
 
     def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
         """A flat list of slices from one slice, a list of slices, or a batch array (B, H, W, 3) or (B, 3, H, W)."""
@@ -243,9 +317,17 @@ class BrainMRIImageProcessor(PilBackend):
         return to_channels(image)
 
     def _preprocess(
-        self, images: list[np.ndarray], do_pad: bool, size_divisor: int, clip: float, return_tensors=None, **kwargs
+        self,
+        images: list[np.ndarray],
+        do_pad: bool,
+        size_divisor: int,
+        clip: float,
+        volume_share: float,
+        volume_intensities: np.ndarray | None = None,
+        return_tensors=None,
+        **kwargs,
     ) -> BatchFeature:
-        images = [normalize_intensities(image, clip) for image in images]
+        images = [normalize_intensities(image, clip, volume_intensities, volume_share) for image in images]
         if do_pad:
             height = -(-max(image.shape[0] for image in images) // size_divisor) * size_divisor
             width = -(-max(image.shape[1] for image in images) // size_divisor) * size_divisor

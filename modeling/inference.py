@@ -22,7 +22,15 @@ from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
 
-from .image_processing_brain_mri import FLAIR, FOREGROUND, MINIMUM_SIZE, OCCUPIED
+from .image_processing_brain_mri import (
+    FLAIR,
+    FOREGROUND,
+    MINIMUM_SIZE,
+    OCCUPIED,
+    slice_intensities,
+    to_channels,
+    volume_intensities,
+)
 from .postprocessing import check_threshold, mask_from_probabilities
 
 Progress = Callable[[Iterable], Iterable]  # wraps an iterable to show progress, as tqdm and gr.Progress().tqdm do
@@ -150,6 +158,23 @@ def head_window(signal: np.ndarray, margin: int, divisor: int) -> tuple[slice, s
     return windows[0], windows[1]
 
 
+def measure_intensities(slices: np.ndarray) -> np.ndarray | None:
+    """Median and spread of each channel in a volume, which the processor takes as `volume_intensities`.
+
+    Args:
+        slices: (S, H, W, 3) or (S, H, W) FLAIR, as for `predict_volume`; those without brain do not count.
+
+    Returns:
+        (3, 2) float32, or None where FLAIR is constant in every slice.
+
+    Raises:
+        ValueError: slices that the processor refuses.
+    """
+    flair = slices[..., FLAIR] if slices.ndim == 4 else slices
+    shown = slices[flair.min(axis=(1, 2)) < flair.max(axis=(1, 2))]
+    return volume_intensities([slice_intensities(to_channels(image)) for image in shown]) if len(shown) else None
+
+
 @cache
 def worker_pool(threads: int) -> ThreadPoolExecutor:
     """Threads that compute at the same time and have so many of PyTorch's among them; kept until the process ends."""
@@ -218,12 +243,15 @@ def predict_volume(
     constant = flair.min(axis=(1, 2)) == flair.max(axis=(1, 2))
     empty = np.zeros_like(constant) if crop_margin is None else signal.mean(axis=(1, 2)) <= EMPTY_SLICE
     indices = np.flatnonzero(~empty & ~constant)
+    intensities = measure_intensities(slices)
     level = expit(logit(SCREENING_LEVEL) / model.config.temperature)
     # Slices above 512x512 take all threads one by one, for the memory's sake.
     threads = torch.get_num_threads() if model.device.type == "cpu" and height * width <= 2**18 else 1
 
     def compute_batch(batch: np.ndarray) -> np.ndarray:
-        pixel_values = processor(images=list(slices[batch]), return_tensors="pt")["pixel_values"]
+        pixel_values = processor(images=list(slices[batch]), volume_intensities=intensities, return_tensors="pt")[
+            "pixel_values"
+        ]
         if crop_margin is None:
             rows, columns = slice(0, pixel_values.shape[-2]), slice(0, pixel_values.shape[-1])
         else:

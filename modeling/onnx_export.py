@@ -40,7 +40,8 @@ NORMALIZATION = (
     "Channels are pre-contrast T1, FLAIR and post-contrast T1, or FLAIR in all three. Each channel of each slice by "
     "itself: take off the median of its brain pixels, divide by their interquartile range over 1.349 (both with "
     "outliers set aside), clip, and pad at the bottom and on the right with the channel's minimum to multiples of "
-    "size_divisor. BrainMRIImageProcessor does it; preprocessor_config has its settings."
+    "size_divisor. In a volume, median and interquartile range are averaged with the volume's, which have the weight "
+    "volume_share. BrainMRIImageProcessor does it; preprocessor_config has its settings."
 )
 
 

@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from modeling import BrainMRIImageProcessor
-from modeling.image_processing_brain_mri import FLAIR
+from modeling.image_processing_brain_mri import FLAIR, SliceIntensities, slice_intensities, volume_intensities
 
 
 @pytest.fixture
@@ -141,6 +141,38 @@ class TestNormalisation:
         difference = (pixel_values(marked) - pixel_values(head)).abs()
         difference[..., 30, 30] = 0
         assert difference.max() < 0.05
+
+    def test_a_volume_pulls_median_and_spread_towards_its_own_by_its_share(self, head):
+        statistics = slice_intensities(head.astype(np.float32)).statistics
+        volume = statistics + np.array([30, 10], dtype=np.float32)
+        inside = head[30:40, 20:30].astype(np.float32)
+        for share in (0.0, 0.25, 0.5, 1.0):
+            median, spread = ((1 - share) * statistics + share * volume).T
+            values = pixel_values(head, volume_intensities=volume, volume_share=share)[0, :, 30:40, 20:30]
+            expected = np.clip((inside - median) / spread * 1.349, -8, 8).transpose(2, 0, 1)
+            np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(pixel_values(head, volume_intensities=volume, volume_share=0.0), pixel_values(head))
+        default = pixel_values(head, volume_intensities=volume)
+        assert torch.equal(default, pixel_values(head, volume_intensities=volume, volume_share=0.5))
+
+    def test_in_a_volume_8_and_16_bit_give_the_same_tensor_to_the_bit(self, head):
+        volume = np.array([[60, 21], [90, 24], [120, 27]], dtype=np.float32)
+        expected = pixel_values(head, volume_intensities=volume)
+        assert torch.equal(pixel_values(head.astype(np.uint16) * 257, volume_intensities=volume * 257), expected)
+
+    def test_a_volume_has_the_medians_of_its_slices_weighted_by_their_brain(self, rng):
+        statistics = rng.normal(size=(9, 3, 2)).astype(np.float32)
+        brain_pixels = np.array([0, 4, 9, 1, 12, 0, 5, 3, 1])
+        repeated = np.sort(np.repeat(statistics, brain_pixels, axis=0), axis=0)
+        slices = [SliceIntensities(*values, 100.0) for values in zip(statistics, brain_pixels, strict=True)]
+        np.testing.assert_array_equal(volume_intensities(slices), repeated[len(repeated) // 2])
+        noise = SliceIntensities(statistics[0] + 50, brain_pixels=1000, brightness=9.0)
+        np.testing.assert_array_equal(volume_intensities([*slices, noise]), repeated[len(repeated) // 2])
+
+    @pytest.mark.parametrize("share", [-0.1, 1.5])
+    def test_a_share_outside_0_to_1_is_refused(self, head, share):
+        with pytest.raises(ValueError, match="volume_share"):
+            pixel_values(head, volume_intensities=np.ones((3, 2), np.float32), volume_share=share)
 
     def test_values_are_clipped(self, head):
         head[0, 0] = 255

@@ -18,6 +18,8 @@ from modeling.inference import (
     fold_batch_norm,
     head_window,
     load_model,
+    measure_intensities,
+    predict_probabilities,
     predict_volume,
     segment_slice,
     segment_volume,
@@ -160,10 +162,33 @@ class TestVolume:
 
     def test_agrees_with_slice_by_slice_inside_the_head(self, processor):
         volume, _ = make_volume()
+        processor.volume_share = 0
         probabilities = predict_volume(Brightness(), processor, volume)
         for index in range(1, 6):
             single = segment_slice(Brightness(), processor, volume[index]).probabilities
             np.testing.assert_allclose(probabilities[index, 20:60, 30:60], single[20:60, 30:60], atol=1e-6)
+
+    def test_slices_are_normalised_by_the_volume_as_far_as_the_processor_says(self, processor):
+        volume, _ = make_volume()
+        volume[3] //= 2  # its own statistics follow, those of the volume do not
+        intensities = measure_intensities(volume)
+        for processor.volume_share in (0.0, 0.5, 1.0):
+            inputs = processor(images=volume[3], volume_intensities=intensities, return_tensors="pt")
+            expected = predict_probabilities(Brightness(), inputs["pixel_values"])[0].numpy()
+            found = predict_volume(Brightness(), processor, volume)[3]
+            np.testing.assert_allclose(found[20:60, 30:60], expected[20:60, 30:60], atol=1e-6)
+
+    def test_a_volume_of_one_slice_is_the_slice(self, processor):
+        volume, _ = make_volume()
+        found = predict_volume(Brightness(), processor, volume[3:4], crop_margin=None)
+        np.testing.assert_array_equal(found[0], segment_slice(Brightness(), processor, volume[3]).probabilities)
+
+    def test_intensities_are_those_of_slices_with_brain(self):
+        volume, _ = make_volume()
+        np.testing.assert_array_equal(measure_intensities(volume), measure_intensities(volume[1:-1]))
+        flair = measure_intensities(volume[..., FLAIR])
+        np.testing.assert_array_equal(flair, np.repeat(measure_intensities(volume)[[FLAIR]], 3, axis=0))
+        assert measure_intensities(np.zeros((4, 40, 40))) is None
 
     @pytest.mark.parametrize("batch_size", [1, 3, 64])
     def test_batch_size_does_not_matter(self, tiny_unet, processor, batch_size):
@@ -255,6 +280,7 @@ class TestShortcuts:
     def test_without_them_every_slice_is_computed_whole(self, tiny_unet, processor):
         volume, _ = make_volume()
         volume[0] = 0  # constant: nothing to normalise
+        processor.volume_share = 0
         probabilities = predict_volume(tiny_unet, processor, volume, crop_margin=None, screening_stride=1)
         assert not probabilities[0].any()
         for index in range(1, len(volume)):

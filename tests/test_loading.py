@@ -14,11 +14,16 @@ from hub_dataset.loading import (
     SampleKey,
     TrainingSlices,
     head_box,
+    intensities_by_patient,
     load_splits,
     make_sample,
+    measure_slice,
+    measure_split,
     relative_head_sizes,
 )
+from hub_dataset.patients import group_by_patient, read_patient
 from modeling import BrainMRIImageProcessor
+from modeling.inference import measure_intensities
 
 FLAIR = 1
 UNCHANGED = SliceAugmentation()
@@ -116,6 +121,17 @@ class TestSample:
         torch.testing.assert_close(sample["pixel_values"], expected[:, 6:54, 20:52], rtol=0, atol=1e-3)
         assert torch.equal(sample["labels"], torch.from_numpy(mask > 0)[6:54, 20:52].long())
 
+    def test_so_it_is_in_a_volume_with_flair_copied(self):
+        image, mask = make_slice()
+        volume = np.array([[50, 20], [70, 30], [90, 40]], dtype=np.float32)
+        augmentation = SliceAugmentation(flair_copies=(2,), volume_share=0.25)
+        sample = make_sample(image, mask, self.key(height=48, width=32), augmentation, 6.0, volume)
+        processor = BrainMRIImageProcessor(clip=6.0, volume_share=0.25)
+        expected = processor(images=image[..., [0, 1, 1]], volume_intensities=volume[[0, 1, 1]], return_tensors="pt")[
+            "pixel_values"
+        ][0]
+        torch.testing.assert_close(sample["pixel_values"], expected[:, 6:54, 20:52], rtol=0, atol=1e-3)
+
     def test_half_the_image_size_halves_the_lesion(self):
         image, mask = make_slice()
         sample = make_sample(image, mask, self.key(height=32, width=32, image_size=32), UNCHANGED, clip=6.0)
@@ -143,11 +159,42 @@ class TestSample:
         np.testing.assert_array_equal(mask, before[1])
 
 
+class TestIntensities:
+    def test_rows_of_a_patient_share_those_of_its_slices_and_empty_ones_do_not_count(self):
+        rng = np.random.default_rng(0)
+        patients = ["b", "a", "b", "a", "c", "b"]
+        slices = [(level * make_slice()[0].astype(np.float32) + rng.normal(size=3)) for level in range(1, 7)]
+        slices[2] = slices[4] = np.zeros((64, 64, 3))
+        intensities = intensities_by_patient(patients, [measure_slice(image) for image in slices])
+        assert intensities.shape == (6, 3, 2)
+        for patient, rows in (("a", [1, 3]), ("b", [0, 5])):
+            expected = measure_intensities(np.stack([slices[row] for row in rows]))
+            for row in np.flatnonzero(np.array(patients) == patient):
+                np.testing.assert_array_equal(intensities[row], expected)
+        assert not intensities[4].any()
+
+    def test_those_of_a_split_are_those_that_inference_measures(self, phantom_dataset_dir):
+        split = load_splits(str(phantom_dataset_dir))["train"]
+        intensities = measure_split(split)
+        for patient_id, rows in group_by_patient(split).items():
+            expected = measure_intensities(read_patient(split, patient_id, rows).slices)
+            np.testing.assert_array_equal(intensities[rows], np.broadcast_to(expected, (len(rows), 3, 2)))
+
+
 class TestAugmentation:
     def test_a_seed_repeats_and_strength_zero_changes_nothing(self):
         assert sample_augmentation(np.random.default_rng(1)) == sample_augmentation(np.random.default_rng(1))
         assert sample_augmentation(np.random.default_rng(1)) != sample_augmentation(np.random.default_rng(2))
         assert sample_augmentation(np.random.default_rng(1), strength=0) == UNCHANGED
+
+    @pytest.mark.parametrize(("share", "highest"), [(0.0, 0.0), (0.3, 0.6), (0.5, 1.0), (0.8, 1.0)])
+    def test_the_volumes_share_is_drawn_up_to_twice_that_of_testing(self, share, highest):
+        generator = np.random.default_rng(0)
+        shares = np.array([sample_augmentation(generator, volume_share=share).volume_share for _ in range(1000)])
+        assert shares.min() >= 0
+        assert shares.max() <= highest
+        assert shares.mean() == pytest.approx(highest / 2, abs=0.03)
+        assert sample_augmentation(generator, strength=0, volume_share=share).volume_share == share
 
     def test_flair_goes_into_a_channel_about_as_often_as_in_the_recipe(self):
         generator = np.random.default_rng(0)

@@ -8,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from evaluate import CHANNELS
 from modeling import PRESETS
 from modeling.hub import HubError, check_destination
+from modeling.image_processing_brain_mri import BrainMRIImageProcessor
 from modeling.losses import LOSSES
 from modeling.pretrained import SOURCES
 
@@ -74,6 +75,8 @@ def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
     for name in ("momentum", "beta2", "ema_decay", "warmup_ratio"):
         if not 0 <= getattr(args, name) < 1:
             parser.error(f"--{name} must be from 0 to under 1, not {getattr(args, name)}.")
+    if not 0 <= args.volume_share <= 1:
+        parser.error(f"--volume_share must be from 0 to 1, not {args.volume_share}.")
     return args
 
 
@@ -127,6 +130,14 @@ def add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--batch_size", type=int, default=16, help="slices per step, over all processes")
     group.add_argument("--empty_ratio", type=float, default=1.0, help="slices without lesion per slice with one")
     group.add_argument("--augmentation", type=float, default=1.0, help="strength; 0 is off")
+    group.add_argument(
+        "--volume_share",
+        type=float,
+        default=BrainMRIImageProcessor.volume_share,
+        metavar="SHARE",
+        help="weight of a volume's median and spread beside the slice's own in normalisation, 0 to 1, kept in the "
+        "model's processor; in augmented slices it is random, up to twice that",
+    )
     group.add_argument("--num_workers", type=int, default=2, help="processes that decode and augment; 0: the main one")
     group.add_argument(
         "--low_memory", action="store_true", help="on a CPU, return freed memory to the system at once: slower"
