@@ -323,8 +323,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.output.suffix != ".json":
         parser.error(f"--output must name a .json file, got {args.output}")
-    if args.volume_share is not None and not 0 <= args.volume_share <= 1:
-        parser.error(f"--volume_share lies between 0 (each slice by itself) and 1, got {args.volume_share:g}")
     return args
 
 

@@ -132,7 +132,7 @@ def measure_slice(image: np.ndarray) -> SliceIntensities:
 
 
 def intensities_by_patient(patient_ids: Sequence[str], slices: Sequence[SliceIntensities]) -> np.ndarray:
-    """Each row's `volume_intensities`, those of all rows of its patient: (N, 3, 2) float32; zeros where all are empty."""
+    """Each row's `volume_intensities`, of all rows of its patient: (N, 3, 2) float32; zeros where all are empty."""
     patient_ids = np.asarray(patient_ids)
     result = np.empty((len(slices), 3, 2), dtype=np.float32)
     for patient in np.unique(patient_ids):

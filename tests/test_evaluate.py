@@ -310,22 +310,23 @@ def dataset_dir(split, tmp_path_factory):
     return folder
 
 
-def test_the_command_writes_the_results_that_the_function_gives(
-    model, processor, checkpoint, phantom_dataset_dir, tmp_path
-):
+def test_the_command_writes_the_results_that_the_function_gives(model, checkpoint, phantom_dataset_dir, tmp_path):
     output = tmp_path / "new" / "results.json"
     command = [sys.executable, "evaluate.py", "--checkpoint", checkpoint, "--dataset", phantom_dataset_dir]
     command += ["--split", "test", "--output", output, "--threshold", "0.45", "--min_voxels", "20", "--no_extend"]
+    command += ["--volume_share", "0.25"]
     run = subprocess.run(
         [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
     assert run.returncode == 0, run.stderr
     results = json.loads(output.read_text())
     split = load_splits(str(phantom_dataset_dir))["test"]
+    processor = BrainMRIImageProcessor(volume_share=0.25)
     expected = evaluate_split(model, processor, split, threshold=0.45, min_voxels=20, extend=False)
     assert results["num_patients"] == 2
     assert {key: results[key] for key in expected.to_dict()} == expected.to_dict()
     assert (results["split"], results["threshold"], results["channels"]) == ("test", 0.45, "all")
+    assert results["volume_share"] == 0.25
     assert results["postprocessing"] == {"min_voxels": 20, "keep_fraction": 0.5, "fill": True, "extend": False}
     assert results["command"].startswith("python evaluate.py --checkpoint")
     assert format_table(expected) in run.stdout
@@ -366,6 +367,8 @@ def test_processes_share_the_patients_and_go_on_with_what_is_kept(checkpoint, ph
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["patients"][0]["raw"]["counts"]["tp"] == 0
     assert again["patients"][1] == one["patients"][1]
+    with pytest.raises(SystemExit, match="another processor"):
+        run_main(*arguments, "--volume_share", 0, "--predictions", kept, "--output", tmp_path / "alone.json")
     with pytest.raises(SystemExit, match="another channels"):
         run_main(*arguments, "--channels", "flair", "--predictions", kept, "--output", tmp_path / "flair.json")
 
@@ -392,6 +395,7 @@ def test_the_command_replaces_results_and_writes_no_figure_when_told(checkpoint,
         ),
         ({"--dataset": "./no_such_dataset"}, "no_such_dataset"),
         ({"--threshold": 1.5}, "threshold is a probability"),
+        ({"--volume_share": 1.5}, r"volume_share must lie in \[0, 1\]"),
     ],
 )
 def test_the_command_says_what_is_wrong_and_writes_nothing(changed, message, checkpoint, dataset_dir, tmp_path):

@@ -53,6 +53,14 @@ class TestRun:
         assert (config.hidden_sizes, config.encoder_depths) == ([4, 6, 8], [1, 2, 1])
         assert AutoImageProcessor.from_pretrained(folder / "best").size_divisor == config.size_divisor == 4
 
+    def test_the_volumes_share_shapes_training_and_stays_with_the_model(self, run):
+        options = ["--epochs", "1", "--loss", "bce"]
+        folders = [run(*options, "--volume_share", share, folder=share) for share in ("0", "0.5")]
+        shares = [AutoImageProcessor.from_pretrained(folder / "last").volume_share for folder in folders]
+        assert shares == [0, 0.5]
+        losses = [read_log(folder)[0]["train_loss"] for folder in folders]
+        assert losses[0] != losses[1]
+
     def test_training_lowers_the_loss(self, run):
         rows = read_log(run("--epochs", "6", "--learning_rate", "0.01", "--validate_every", "6", "--loss", "bce"))
         assert rows[-1]["train_loss"] < 0.7 * rows[0]["train_loss"]
