@@ -168,7 +168,7 @@ def score(what: Score, folder: Path, data: Path) -> None:
         return
     options = ["--checkpoint", str(folder / what.experiment / "last"), "--dataset", str(data / what.variant)]
     options += ["--split", "validation", "--channels", what.channels, "--output", str(output)]
-    options += ["--keep_fraction", str(KEEP_FRACTION), "--no_extend"]
+    options += ["--keep_fraction", str(KEEP_FRACTION), "--min_voxels", "50", "--no_extend"]
     if what == Score(what.experiment):
         options += ["--predictions", str(folder / "predictions" / what.experiment)]
     run("evaluate.py", *options)

@@ -13,7 +13,7 @@ from scipy import ndimage
 # Of the 88 training and validation lesions of the LGG dataset, as readers outlined them, 81 are one component, no
 # second component exceeds 5 % of the first, and the smallest lesion has 1,870 voxels. Half of the largest, not all of
 # it: two lesions of about one size both stay, and so does a lesion beside a false alarm of up to twice its size.
-MIN_VOXELS = 50
+MIN_VOXELS = 400
 KEEP_FRACTION = 0.5
 NOTEWORTHY = 0.1  # of what is left: how large a removed island must be to be told of
 # Expected scores below this extend an outline no further: where a model is that unsure of a whole volume, its
@@ -37,10 +37,10 @@ def mask_from_probabilities(
 ) -> np.ndarray:
     """The mask of a volume: lesions are found at one threshold and outlined at a lower one (hysteresis thresholding).
 
-    The voxels that reach `threshold` are cleaned by `postprocess_volume`. What is left is extended to all connected
-    voxels that reach `outline_threshold`, and holes are filled once more. So no lesion appears that `threshold` alone
-    does not find, and where none is found the mask is empty; an island that was removed comes back only where it joins
-    a lesion.
+    Of the voxels that reach `threshold`, holes are filled and islands under `keep_fraction` of the largest removed.
+    What is left is extended to all connected voxels that reach `outline_threshold`, and holes are filled once more. So
+    no lesion appears that `threshold` alone does not find; an island that was removed comes back only where it joins a
+    lesion. `min_voxels` is asked of a lesion as it is outlined in the end: of a faint one, few voxels may be found.
 
     Args:
         probabilities: `(S, H, W)` float in [0, 1], axial slices first.
@@ -55,9 +55,12 @@ def mask_from_probabilities(
         ValueError: `probabilities` is not `(S, H, W)`, or an argument is out of its range.
     """
     check_threshold(threshold)
-    found = postprocess_volume(probabilities >= threshold, min_voxels=min_voxels, keep_fraction=keep_fraction)
-    if not extend or not found.any():
-        return found
+    found = postprocess_volume(probabilities >= threshold, min_voxels=0, keep_fraction=keep_fraction)
+    outlined = _extend(found, probabilities, threshold) if extend and found.any() else found
+    return remove_small_components(outlined, min_voxels=min_voxels)
+
+
+def _extend(found: np.ndarray, probabilities: np.ndarray, threshold: float) -> np.ndarray:
     reached = found | (probabilities >= outline_threshold(probabilities, threshold))
     box = _bounding_box(reached)
     labels, sizes = _label(reached[box])

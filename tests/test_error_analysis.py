@@ -84,11 +84,11 @@ def test_the_brain_is_found_in_slices_with_a_head_and_nowhere_else():
 
 
 def test_neighbouring_slices_bridge_a_gap_and_outvote_a_single_slice():
-    truth = np.zeros((12, 20, 20), bool)
-    truth[2:7, 5:13, 5:13] = True
+    truth = np.zeros((12, 40, 40), bool)
+    truth[2:7, 5:26, 5:26] = True
     probabilities = np.where(truth, 0.9, 0.0)
     probabilities[4] *= 0.5  # a slice of the lesion that is missed
-    probabilities[9, 5:13, 5:13] = 0.9  # a false alarm on one slice, large enough to be kept as an island
+    probabilities[9, 5:26, 5:26] = 0.9  # a false alarm on one slice, large enough to be kept as an island
     rows = {row[1]: row for row in postprocessing_rows("m", [probabilities], [truth], [np.ones_like(truth)])}
     found = rows["holes filled, islands under a tenth out"]
     averaged = rows["neighbouring slices averaged, then the default"]

@@ -45,8 +45,8 @@ def make_patient(patient_id, num_slices, lesion_slices, seed):
         image = rng.integers(0, 12, (SIZE, SIZE, 3)) + head[..., None] * rng.integers(70, 130, (SIZE, SIZE, 3))
         mask = np.zeros((SIZE, SIZE), dtype=np.uint8)
         if number in lesion_slices:
-            mask[15:27, 16:30] = 255
-            image[15:27, 16:30, 1] += 90
+            mask[14:28, 15:30] = 255
+            image[14:28, 15:30, 1] += 90
         yield {
             "image": PILImage.fromarray(image.astype(np.uint8)),
             "mask": PILImage.fromarray(mask),
@@ -172,7 +172,7 @@ def test_the_examples_are_the_worst_and_best_slices_one_per_patient(split, model
     assert [e.dice for e in result.best] == [1.0, 1.0]
     example = result.worst[1]
     np.testing.assert_array_equal(example.prediction, predictions["TCGA_BB_0002"][1])
-    assert example.truth.sum() == 12 * 14
+    assert example.truth.sum() == 14 * 15
     assert example.image.shape == (SIZE, SIZE, 3)
 
 
@@ -223,7 +223,7 @@ def test_the_results_are_valid_json_with_null_for_undefined(split, model, proces
     assert data["num_patients"] == 3
     assert data["summary"]["raw"]["dice_interval"] == [1.0, 1.0]
     assert data["patients"][2]["raw"]["dice"] is None
-    assert data["patients"][0]["postprocessed"]["counts"]["tp"] == 5 * 12 * 14
+    assert data["patients"][0]["postprocessed"]["counts"]["tp"] == 5 * 14 * 15
 
 
 def test_the_table_and_the_figure_hold_every_patient(split, model, processor, predictions, tmp_path):

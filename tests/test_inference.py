@@ -61,7 +61,7 @@ def make_volume(slices: int = 7, height: int = 90, width: int = 75) -> tuple[np.
     volume = rng.integers(0, 3, (slices, height, width, 3)).astype(np.uint8)
     volume[1:-1, 20:60, 30:60] += rng.integers(70, 110, (slices - 2, 40, 30, 3)).astype(np.uint8)
     cube = np.zeros((slices, height, width), dtype=bool)
-    cube[2:5, 30:40, 35:45] = True
+    cube[2:5, 28:42, 35:45] = True
     volume[cube, FLAIR] = 250
     return volume, cube
 
@@ -290,8 +290,8 @@ class TestShortcuts:
     def test_slices_between_two_without_a_lesion_are_left_out(self, processor):
         volume, _ = make_volume(slices=20)
         cube = np.zeros(volume.shape[:3], dtype=bool)
-        cube[9:12, 30:40, 35:45] = True
-        volume[2:5, 30:40, 35:45, FLAIR] = volume[13, 30:40, 35:45, FLAIR]  # no lesion where `make_volume` puts one
+        cube[9:12, 28:42, 35:45] = True
+        volume[2:5, 28:42, 35:45, FLAIR] = volume[13, 28:42, 35:45, FLAIR]  # no lesion where `make_volume` puts one
         volume[cube, FLAIR] = 250
         model = Brightness()
         result = segment_volume(model, processor, volume, screening_stride=4)

@@ -158,7 +158,7 @@ class TestRemovedIslands:
     def test_what_stays_and_specks_are_no_news(self):
         for before in (self.LESION | self.SPECK, self.LESION, np.zeros_like(self.LESION)):
             assert describe_removed(before, postprocess_volume(before)) is None
-        both = self.LESION | box((9, 40, 40), (2, 6), (20, 30), (20, 26))
+        both = self.LESION | box((9, 40, 40), (2, 6), (20, 30), (20, 30))
         after = postprocess_volume(both)
         np.testing.assert_array_equal(after, both)
         assert describe_removed(both, after) is None
@@ -286,19 +286,30 @@ def test_an_extended_mask_is_what_propagates_from_what_was_found(seed, threshold
 
 def test_outlines_are_extended_and_nothing_new_is_found():
     probabilities = np.zeros((8, 30, 30), dtype=np.float32)
-    probabilities[2:5, 4:14, 4:14] = 0.9
-    probabilities[2:5, 4:14, 14:17] = 0.48  # beside the lesion
+    probabilities[2:5, 4:18, 4:14] = 0.9
+    probabilities[2:5, 4:18, 14:17] = 0.48  # beside the lesion
     probabilities[3, 8, 8] = 0.1  # a hole in it
     probabilities[2:5, 4:14, 24:28] = 0.48  # apart from it
     probabilities[7, 20:23, 20:23] = 0.9  # an island that is too small
     assert 0.25 < outline_threshold(probabilities) < 0.48
     np.testing.assert_array_equal(
-        mask_from_probabilities(probabilities), box(probabilities.shape, (2, 5), (4, 14), (4, 17))
+        mask_from_probabilities(probabilities), box(probabilities.shape, (2, 5), (4, 18), (4, 17))
     )
     np.testing.assert_array_equal(
-        mask_from_probabilities(probabilities, extend=False), box(probabilities.shape, (2, 5), (4, 14), (4, 14))
+        mask_from_probabilities(probabilities, extend=False), box(probabilities.shape, (2, 5), (4, 18), (4, 14))
     )
     assert not mask_from_probabilities(np.minimum(probabilities, 0.49)).any()
+
+
+def test_a_faint_lesion_of_which_little_is_found_is_kept_by_its_outline():
+    probabilities = np.zeros((8, 30, 30), dtype=np.float32)
+    probabilities[2:6, 4:16, 4:16] = 0.4
+    probabilities[3, 8:11, 8:11] = 0.6
+    outlined = mask_from_probabilities(probabilities)
+    np.testing.assert_array_equal(outlined, box(probabilities.shape, (2, 6), (4, 16), (4, 16)))
+    assert mask_from_probabilities(probabilities, min_voxels=outlined.sum()).any()
+    assert not mask_from_probabilities(probabilities, min_voxels=outlined.sum() + 1).any()
+    assert not mask_from_probabilities(probabilities, extend=False).any()
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, 1.5, float("nan")])

@@ -111,7 +111,7 @@ def test_measurements_name_the_model_and_how_it_was_run(nifti, models):
     )
     assert measured["threshold"] == threshold
     assert measured["postprocessing"] == {
-        "min_voxels": 50,
+        "min_voxels": 400,
         "keep_fraction": 0.5,
         "fill_holes": True,
         "outline_threshold": pytest.approx(outline_threshold(result.probabilities, threshold), abs=1e-4),
