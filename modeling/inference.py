@@ -205,6 +205,9 @@ def predict_volume(
 ) -> np.ndarray:
     """Lesion probabilities of a stack of neighbouring slices.
 
+    Each is normalised by its own intensities and, with the processor's `volume_share`, those of the whole stack
+    (`measure_intensities`); so a slice may come out otherwise here than alone, and in part of its volume than in all.
+
     Args:
         slices: (S, H, W, 3) in the order pre-contrast T1, FLAIR, post-contrast T1, or (S, H, W) FLAIR; any real dtype.
         batch_size: slices computed in one forward pass, at most. On a CPU, alone is fastest, as the window is tightest.
