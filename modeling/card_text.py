@@ -20,7 +20,6 @@ STEMS = {
 }
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 POOR = 0.5  # Dice of a patient under which the outline is of little use
-EXTENDED = ", and extends what is left to the probability that promises the best Dice"
 EXTREMES = 3  # patients named at either end
 
 LGG_CITATION = """```bibtex
@@ -184,21 +183,26 @@ def score_table(results: Sequence[Results]) -> str:
 
 def reading_guide(results: Sequence[Results]) -> str:
     thresholds = list(dict.fromkeys(str(result.threshold) for result in results))
-    cleaning = list(
-        dict.fromkeys(
-            f"{result.postprocessing['min_voxels']} voxels, or under "
-            f"{100 * result.postprocessing['keep_fraction']:g} % of the largest"
-            + (EXTENDED if result.postprocessing.get("extend") else "")
-            for result in results
-        )
-    )
+    cleaning = list(dict.fromkeys(components_removed(result.postprocessing) for result in results))
     checkpoints = list(dict.fromkeys(shorten_path(result.checkpoint) for result in results))
     return fill(
         f"Measured on `{'`, `'.join(checkpoints)}` in single precision, probabilities from "
         f"{' and '.join(thresholds)} counting as lesion.",
         "Dice of a patient is that of the whole volume; the interval is a bootstrap over patients. False alarms are "
         "the slices without a lesion on which any pixel is marked.",
-        f"Post-processing fills holes and removes 3-D components of under {'; '.join(cleaning)}.",
+        f"Post-processing fills holes, then removes 3-D components of under {'; '.join(cleaning)}.",
+    )
+
+
+def components_removed(postprocessing: dict) -> str:
+    """What goes on after "removes 3-D components of under", from a result's `postprocessing`."""
+    voxels = f"{postprocessing['min_voxels']} voxels"
+    share = f"{100 * postprocessing['keep_fraction']:g} % of the largest"
+    if not postprocessing.get("extend"):
+        return f"{voxels}, or under {share}"
+    return (
+        f"{share}, extends what is left to the probability that promises the best Dice and removes what then has under "
+        f"{voxels}"
     )
 
 

@@ -110,7 +110,8 @@ def test_text_tells_extremes_and_how_the_patients_were_used(copied, real_results
     assert f"worst {VALIDATED[1]} (0.00); best {VALIDATED[0]} (0.81)" in text
     assert "One patient of 2 under a Dice of 0.5, one lesion missed altogether." in text
     assert "chose the epoch" in text
-    assert "under 50 % of the largest, and extends what is left to the probability" in text
+    assert "under 50 % of the largest, extends what is left to the probability" in text
+    assert "removes what then has under 400 voxels." in text
     assert "It took 2.0 hours on two cores." in text
     assert "--image_size 128 192@60%" in text
     assert "/somewhere" not in text
