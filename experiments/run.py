@@ -27,7 +27,7 @@ from modeling.brain_region import brain_region
 ROOT = Path(__file__).resolve().parent.parent
 FOLDS = 4
 # Of post-processing, which extends no outline here: what the tables of docs/results.md were made with.
-KEEP_FRACTION = 0.1
+KEEP_FRACTION, MIN_VOXELS = 0.1, 50
 SMALL = ("--image_size", "128", "--batch_size", "8", "--learning_rate", "1.5e-3")
 TRANSUNET = ("--model", "transunet-small", "--init_from", "efficientnet-lite0", "--epochs", "5")
 UNET_BCE = ("--model", "unet-5level", "--epochs", "4", "--loss", "bce")
@@ -168,7 +168,7 @@ def score(what: Score, folder: Path, data: Path) -> None:
         return
     options = ["--checkpoint", str(folder / what.experiment / "last"), "--dataset", str(data / what.variant)]
     options += ["--split", "validation", "--channels", what.channels, "--output", str(output)]
-    options += ["--keep_fraction", str(KEEP_FRACTION), "--min_voxels", "50", "--no_extend"]
+    options += ["--keep_fraction", str(KEEP_FRACTION), "--min_voxels", str(MIN_VOXELS), "--no_extend"]
     if what == Score(what.experiment):
         options += ["--predictions", str(folder / "predictions" / what.experiment)]
     run("evaluate.py", *options)
