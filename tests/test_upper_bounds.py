@@ -1,0 +1,74 @@
+"""The best Dice that thresholds can give, against trying all of them, and the script on kept predictions."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from benchmarks.upper_bounds import best_dice, main, threshold_counts
+from hub_dataset.build import build_dataset
+from hub_dataset.loading import load_splits
+from hub_dataset.patients import group_by_patient, read_patient
+from hub_dataset.phantom import write_phantom
+from modeling.predictions import PredictionStore
+
+
+def dice_at(probabilities: np.ndarray, truth: np.ndarray, thresholds: np.ndarray) -> float:
+    marked = probabilities >= thresholds
+    return 2 * (marked & truth).sum() / (marked.sum() + truth.sum())
+
+
+@pytest.fixture
+def slices() -> tuple[np.ndarray, np.ndarray]:
+    """Three small slices whose probabilities, of few values, tell something of their truth."""
+    generator = np.random.default_rng(3)
+    truth = generator.random((3, 4, 5)) < np.array([0.6, 0.2, 0.0])[:, None, None]
+    return np.round(np.clip(0.3 * truth + 0.7 * generator.random(truth.shape), 0, 1), 1), truth
+
+
+def test_voxels_of_equal_probability_are_marked_together():
+    marked, found = threshold_counts(np.array([[0.2, 0.9], [0.2, 0.2]]), np.array([[True, False], [False, True]]))
+    np.testing.assert_array_equal(marked, [0, 1, 4])
+    np.testing.assert_array_equal(found, [0, 0, 2])
+
+
+def test_one_threshold_for_the_volume_is_the_best_of_all(slices):
+    probabilities, truth = slices
+    tried = [dice_at(probabilities, truth, threshold) for threshold in np.append(np.unique(probabilities), 2)]
+    assert best_dice([probabilities], [truth]) == pytest.approx(max(tried))
+
+
+def test_thresholds_of_slices_are_the_best_of_all_combinations(slices):
+    probabilities, truth = slices
+    values = np.append(np.unique(probabilities), 2)
+    tried = [
+        dice_at(probabilities, truth, np.reshape(thresholds, (3, 1, 1))) for thresholds in product(values, repeat=3)
+    ]
+    assert best_dice(probabilities, truth) == pytest.approx(max(tried))
+    assert best_dice(probabilities, truth) > best_dice([probabilities], [truth])
+
+
+def test_probabilities_that_know_the_truth_reach_one_and_no_lesion_has_no_dice(slices):
+    _, truth = slices
+    assert best_dice(0.1 + 0.2 * truth, truth) == 1
+    assert np.isnan(best_dice(slices[0], np.zeros_like(truth)))
+
+
+def test_the_script_sets_models_beside_the_reader_and_one_another(tmp_path, capsys):
+    source, dataset = tmp_path / "kaggle_3m", str(tmp_path / "dataset")
+    write_phantom(source, 8, seed=0, num_slices=10, size=128)  # lesions that are large enough to be kept
+    build_dataset(source, dataset)
+    split = load_splits(dataset)["validation"]
+    for name, shift in (("exact", 0), ("moved", 3)):
+        store = PredictionStore(tmp_path / name, {})
+        for patient_id, rows in group_by_patient(split).items():
+            truth = read_patient(split, patient_id, rows).truth
+            store.write(patient_id, np.roll(truth, shift, axis=2).astype(np.float32))
+    folders = [str(tmp_path / name) for name in ("exact", "moved")]
+    main(["--dataset", dataset, "--predictions", *folders])
+    printed = capsys.readouterr().out
+    assert "| exact | 1.000 (1.000 to 1.000) | 1.000 (1.000 to 1.000) | 1.000 (1.000 to 1.000) |" in printed
+    reader, moved, between = printed.splitlines()[-2].split("|")[2:5]
+    assert float(reader.split()[0]) == 1
+    assert 0 < float(moved.split()[0]) < 1
+    assert between == moved, "what is exact agrees with the other model as the reader does"
