@@ -73,7 +73,6 @@ def prepare_data(args: argparse.Namespace) -> tuple[DatasetDict | dict[str, Stre
         "image_size": args.image_size[0][1],
         "size_divisor": model_config(args).size_divisor,
         "empty_ratio": args.empty_ratio,
-        "mix_lesions": args.mix_lesions if args.augmentation else 0.0,
         "seed": args.seed,
     }
     if args.streaming:

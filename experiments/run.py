@@ -151,7 +151,7 @@ def train(name: str, folder: Path, data: Path, mixed_precision: str) -> None:
     if (run_folder / "last" / "model.safetensors").exists():
         return
     experiment = EXPERIMENTS[name]
-    options = [*SMALL, *experiment.options, "--validate_every", "1000", "--volume_share", "0", "--mix_lesions", "0"]
+    options = [*SMALL, *experiment.options, "--validate_every", "1000", "--volume_share", "0"]
     if experiment.teacher:
         train(experiment.teacher, folder, data, mixed_precision)
         options += ["--teacher", str(folder / experiment.teacher / "last")]

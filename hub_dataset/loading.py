@@ -24,7 +24,6 @@ from modeling.image_processing_brain_mri import (
 )
 
 from .augmentation import FLAIR_ALONE, SliceAugmentation, change_intensities, copy_flair, resample, sample_augmentation
-from .lesion_mixing import mix_lesion
 
 REQUIRED_COLUMNS = ("image", "mask", "patient_id", "slice_index", "has_lesion")
 
@@ -158,29 +157,22 @@ def measure_split(split: Dataset) -> np.ndarray:
     return intensities_by_patient(split["patient_id"], slices)
 
 
-MIXING, DONOR = 1, 2  # each makes another generator of a sample's seed than that of its augmentation
-
-
 class SampleKey(NamedTuple):
-    """What makes a training sample: the row, the seed of its augmentation, the crop's geometry, and its donor.
-
-    `donor` is the sample of whose lesion a part is put into this one, see `mix_lesion`.
-    """
+    """What makes a training sample: the row, the seed of its augmentation, and the crop's geometry."""
 
     index: int
     seed: tuple[int, ...]
     height: int
     width: int
     image_size: int
-    donor: "SampleKey | None" = None
 
 
 class TrainingSlices(torch.utils.data.Dataset):
     """Augmented crops of slices, decoded when asked for. Items are addressed by `SampleKey`.
 
     Each item is a dict with `pixel_values` (3, height, width) float32, normalised as the processor does, with
-    `measure_split` for the volumes, `labels` (height, width) int64, 0 or 1, `flair_copies` (3,) bool, the channels that
-    are FLAIR, and `index`, the row in the split. `channels` is `all`, or `flair` for FLAIR alone as all three channels.
+    `measure_split` for the volumes, `labels` (height, width) int64, 0 or 1, and `index`, the row in the split.
+    `channels` is `all`, or `flair` for FLAIR alone, as all three channels.
     """
 
     def __init__(
@@ -195,8 +187,7 @@ class TrainingSlices(torch.utils.data.Dataset):
         self.options = (processor, augmentation_strength, channels)
 
     def __getitem__(self, key: SampleKey) -> dict:
-        sample = training_sample(self.split[key.index], self.intensities[key.index], key, *self.options)
-        return with_lesion_of(self[key.donor], sample, key) if key.donor else sample
+        return training_sample(self.split[key.index], self.intensities[key.index], key, *self.options)
 
 
 def training_sample(
@@ -213,17 +204,7 @@ def training_sample(
     if channels == "flair":
         augmentation = replace(augmentation, flair_copies=FLAIR_ALONE)
     image, mask = np.asarray(row["image"]), np.asarray(row["mask"])
-    copied = copy_flair(image, augmentation)
-    return {
-        "index": key.index,
-        "flair_copies": torch.from_numpy((copied == copied[..., [FLAIR]]).all(axis=(0, 1))),
-        **make_sample(image, mask, key, augmentation, processor.clip, volume),
-    }
-
-
-def with_lesion_of(donor: dict, sample: dict, key: SampleKey) -> dict:
-    """The sample of `key` with a part of its donor, an item of its own."""
-    return mix_lesion(sample, donor, np.random.default_rng([*key.seed, MIXING]))
+    return {"index": key.index, **make_sample(image, mask, key, augmentation, processor.clip, volume)}
 
 
 def make_sample(
@@ -266,8 +247,6 @@ class LesionBatchSampler(Sampler[list[SampleKey]]):
         has_lesion: (N,) bool.
         head_sizes: (N, 2), from `relative_head_sizes`.
         image_size: length in pixels of the slice's longer side before cropping; may be changed between epochs.
-        mix_lesions: probability that a slice with a lesion gets a part of another one of its batch, see `mix_lesion`.
-            Slices without a lesion stay as they are: they teach what is none.
     """
 
     GROUP = 8  # batches among which slices are sorted by size
@@ -280,10 +259,8 @@ class LesionBatchSampler(Sampler[list[SampleKey]]):
         image_size: int,
         size_divisor: int,
         empty_ratio: float = 1.0,
-        mix_lesions: float = 0.0,
         seed: int = 0,
     ):
-        self.has_lesion = np.asarray(has_lesion)
         self.lesion, self.empty = np.flatnonzero(has_lesion), np.flatnonzero(~np.asarray(has_lesion))
         self.num_empty = min(round(empty_ratio * len(self.lesion)), len(self.empty))
         if len(self.lesion) + self.num_empty < batch_size:
@@ -295,7 +272,6 @@ class LesionBatchSampler(Sampler[list[SampleKey]]):
         self.batch_size = batch_size
         self.image_size = image_size
         self.size_divisor = size_divisor
-        self.mix_lesions = mix_lesions
         self.seed = seed
         self.epoch = 0
         self.start_batch = 0
@@ -338,16 +314,7 @@ class LesionBatchSampler(Sampler[list[SampleKey]]):
     def keys(self, indices: np.ndarray) -> list[SampleKey]:
         """The samples of one batch."""
         height, width = self.crop_size(indices)
-        keys = [SampleKey(int(i), (self.seed, self.epoch, int(i)), height, width, self.image_size) for i in indices]
-        return [key._replace(donor=self.donor(key, keys)) for key in keys] if self.mix_lesions else keys
-
-    def donor(self, key: SampleKey, batch: list[SampleKey]) -> SampleKey | None:
-        """One of the other slices with a lesion, or none, as chance has it."""
-        generator = np.random.default_rng([*key.seed, DONOR])
-        others = [other for other in batch if self.has_lesion[other.index] and other.index != key.index]
-        if not self.has_lesion[key.index] or not others or generator.random() >= self.mix_lesions:
-            return None
-        return others[generator.integers(len(others))]
+        return [SampleKey(int(i), (self.seed, self.epoch, int(i)), height, width, self.image_size) for i in indices]
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         generator = np.random.default_rng([self.seed, self.epoch])

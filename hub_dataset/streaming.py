@@ -26,7 +26,6 @@ from .loading import (
     measure_slice,
     relative_head_size,
     training_sample,
-    with_lesion_of,
 )
 
 SMALL_COLUMNS = ("patient_id", "slice_index", "has_lesion")
@@ -159,12 +158,11 @@ def decoded(row: dict) -> dict:
 
 
 class EncodedSlice(NamedTuple):
-    """A training sample to be: its key, its row with the images encoded, its volume's intensities (3, 2), its donor."""
+    """A training sample to be: its key, its row with the images encoded, and its volume's intensities (3, 2)."""
 
     key: SampleKey
     row: dict
     volume: np.ndarray
-    donor: "EncodedSlice | None" = None
 
 
 class StreamedSlices(torch.utils.data.Dataset):
@@ -179,8 +177,7 @@ class StreamedSlices(torch.utils.data.Dataset):
         self.options = (processor, augmentation_strength, channels)
 
     def __getitem__(self, item: EncodedSlice) -> dict:
-        sample = training_sample(decoded(item.row), item.volume, item.key, *self.options)
-        return with_lesion_of(self[item.donor], sample, item.key) if item.donor else sample
+        return training_sample(decoded(item.row), item.volume, item.key, *self.options)
 
 
 class StreamedBatchSampler(LesionBatchSampler):
@@ -234,9 +231,9 @@ class StreamedBatchSampler(LesionBatchSampler):
             for indices in batches[:skip].flat:
                 del held[indices]
             for indices in batches[skip:]:
-                keys = self.keys(indices)
-                batch = {key.index: EncodedSlice(key, held.pop(key.index), self.intensities[key.index]) for key in keys}
-                yield [batch[key.index]._replace(donor=key.donor and batch[key.donor.index]) for key in keys]
+                yield [
+                    EncodedSlice(key, held.pop(key.index), self.intensities[key.index]) for key in self.keys(indices)
+                ]
             skip = 0
 
     def arriving(self, wanted: set[int], turns: np.ndarray) -> Iterator[dict[int, dict]]:

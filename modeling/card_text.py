@@ -310,8 +310,6 @@ def describe_run(run: TrainingRun, runs: Sequence[TrainingRun]) -> str:
         details.append(f"The weights are a moving average (decay {arguments['ema_decay']:g}).")
     if arguments.get("augmentation"):
         details.append("Slices were augmented: geometry, intensity, noise, and FLAIR in place of another channel.")
-        if arguments.get("mix_lesions"):
-            details.append("A part of another slice, with its lesion, was put into some (CarveMix, arXiv 2108.06883).")
     if run.best:
         details.append(
             f"Epoch {run.best['epoch']} had the highest mean validation Dice, {run.best['validation_dice_mean']:.3f}."

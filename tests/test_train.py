@@ -61,14 +61,6 @@ class TestRun:
         losses = [read_log(folder)[0]["train_loss"] for folder in folders]
         assert losses[0] != losses[1]
 
-    def test_lesions_are_mixed_but_not_without_augmentation(self, run):
-        options = {"mixed": ["--mix_lesions", "1"], "not": ["--mix_lesions", "0"]}
-        options |= {f"{name}, augmentation off": [*of, "--augmentation", "0"] for name, of in options.items()}
-        folders = {name: run(*of, "--epochs", "1", folder=name) for name, of in options.items()}
-        losses = {name: read_log(folder)[0]["train_loss"] for name, folder in folders.items()}
-        assert losses["mixed"] != losses["not"]
-        assert losses["mixed, augmentation off"] == losses["not, augmentation off"]
-
     def test_training_lowers_the_loss(self, run):
         rows = read_log(run("--epochs", "6", "--learning_rate", "0.01", "--validate_every", "6", "--loss", "bce"))
         assert rows[-1]["train_loss"] < 0.7 * rows[0]["train_loss"]

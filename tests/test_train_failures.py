@@ -61,7 +61,6 @@ class TestArguments:
             (["--image_size", "16"], "at least 32 pixels"),
             (["--epochs", "0"], "at least 1"),
             (["--volume_share", "1.5"], "--volume_share must be from 0 to 1"),
-            (["--mix_lesions", "-0.5"], "--mix_lesions must be from 0 to 1"),
             (["--folds", "5"], "--folds and --fold go together"),
             (["--folds", "5", "--fold", "5"], "counted from 0"),
             (["--dry_run", "--resume"], "leave out --resume"),

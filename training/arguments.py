@@ -75,9 +75,8 @@ def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
     for name in ("momentum", "beta2", "ema_decay", "warmup_ratio"):
         if not 0 <= getattr(args, name) < 1:
             parser.error(f"--{name} must be from 0 to under 1, not {getattr(args, name)}.")
-    for name in ("volume_share", "mix_lesions"):
-        if not 0 <= getattr(args, name) <= 1:
-            parser.error(f"--{name} must be from 0 to 1, not {getattr(args, name)}.")
+    if not 0 <= args.volume_share <= 1:
+        parser.error(f"--volume_share must be from 0 to 1, not {args.volume_share}.")
     return args
 
 
@@ -131,14 +130,6 @@ def add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--batch_size", type=int, default=16, help="slices per step, over all processes")
     group.add_argument("--empty_ratio", type=float, default=1.0, help="slices without lesion per slice with one")
     group.add_argument("--augmentation", type=float, default=1.0, help="strength; 0 is off")
-    group.add_argument(
-        "--mix_lesions",
-        type=float,
-        default=0.5,
-        metavar="PROBABILITY",
-        help="that a slice with a lesion gets a part of another slice, with its lesion, put into it; 0 is off, as with "
-        "--augmentation 0",
-    )
     group.add_argument(
         "--volume_share",
         type=float,
