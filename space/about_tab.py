@@ -37,8 +37,8 @@ better the outline.</li>
 the ventricles.</li>
 <li>A high probability is no promise. Those of the shipped models were fitted to eleven patients, or checked on them
 alone; on other scans they may be too high.</li>
-<li>In a volume, islands under half of the largest part are left out as false alarms: a second, smaller lesion goes too.
-A line above the measurements tells of a large one. So is a lesion whose outline holds under 400 voxels.</li>
+<li>In a volume, islands under half of the largest part are left out as false alarms, and lesions whose outline holds
+under 400 voxels: a second, smaller lesion goes too. A line above the measurements tells of a large one.</li>
 <li>A slice by itself and the same slice in its volume may be outlined differently: in a volume, the
 brightness of its brain as a whole counts, too.</li>
 <li>In a volume, lesions are found at the threshold and outlined at a lower probability where the model is unsure, so
