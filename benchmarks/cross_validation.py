@@ -28,21 +28,18 @@ from hub_dataset.loading import load_splits
 from hub_dataset.splits import institution_of
 from modeling.card_inputs import TrainingRun
 from modeling.inference import load_model
-from modeling.metrics import VolumeScores, bootstrap_interval, summarize
+from modeling.metrics import VolumeScores
 from modeling.predictions import PredictionStore, weights_fingerprint
 from training.folds import read_folds
 
-from .error_analysis import table
+from .tables import SCORES, mean_and_interval, score_cells, table
 
 DEFAULT = "outlines extended (the default)"
 NAMES = {"all": "all three", "flair": "FLAIR alone"}
-VARIANTS = ("none", "outlines as found", DEFAULT)
 
 
-def score_fold(
-    run: TrainingRun, splits: DatasetDict, folder: Path, channels: str
-) -> dict[str, dict[str, VolumeScores]]:
-    """`variant -> patient -> scores` of the patients that a run was validated on.
+def score_fold(run: TrainingRun, splits: DatasetDict, folder: Path) -> dict[tuple[str, str], dict[str, VolumeScores]]:
+    """`(channels, variant) -> patient -> scores` of the patients that a run was validated on.
 
     Raises:
         ValueError: the dataset deals other patients to the fold than the run had.
@@ -51,32 +48,26 @@ def score_fold(
     if sorted(set(own["patient_id"])) != sorted(run.split["validation"]):
         raise ValueError(f"{run.path} was validated on other patients than the dataset has in this fold. Give its own.")
     model, processor = load_model(run.path / "last")
-    made_with = {"weights": weights_fingerprint(model), "processor": processor.to_dict(), "channels": channels}
-    store = PredictionStore(folder / f"fold{run.arguments['fold']}-{channels}", made_with)
-    progress = partial(tqdm, desc=f"{run.path}, {NAMES[channels]}", unit="patient")
-    scores = partial(
-        evaluate_split, model, processor, own, channels=channels, hausdorff=False, predictions=store, progress=progress
-    )
-    as_found, extended = scores(extend=False).patients, scores(extend=True).patients
-    return {
-        "none": {patient.patient_id: patient.raw for patient in as_found},
-        "outlines as found": {patient.patient_id: patient.postprocessed for patient in as_found},
-        DEFAULT: {patient.patient_id: patient.postprocessed for patient in extended},
-    }
-
-
-def score_row(channels: str, variant: str, scores: dict[str, VolumeScores], default: dict[str, VolumeScores]) -> list:
-    summary = summarize(list(scores.values()))
-    change = np.array([score.dice - default[patient].dice for patient, score in scores.items()])
-    return [
-        NAMES[channels],
-        variant,
-        "{:.3f} ({:.3f} to {:.3f})".format(summary.dice_mean, *summary.dice_interval),
-        f"{summary.dice_median:.3f}",
-        f"{summary.lesion_slice_dice:.3f}",
-        f"{100 * summary.false_alarm_rate:.1f} %",
-        "{:+.3f} ({:+.3f} to {:+.3f})".format(np.nanmean(change), *bootstrap_interval(change)),
-    ]
+    scores = {}
+    for channels in CHANNELS:
+        made_with = {"weights": weights_fingerprint(model), "processor": processor.to_dict(), "channels": channels}
+        as_found, extended = (
+            evaluate_split(
+                model,
+                processor,
+                own,
+                channels=channels,
+                extend=extend,
+                hausdorff=False,
+                predictions=PredictionStore(folder / f"fold{run.arguments['fold']}-{channels}", made_with),
+                progress=partial(tqdm, desc=f"{run.path}, {NAMES[channels]}", unit="patient"),
+            ).patients
+            for extend in (False, True)
+        )
+        scores[channels, "none"] = {patient.patient_id: patient.raw for patient in as_found}
+        scores[channels, "outlines as found"] = {patient.patient_id: patient.postprocessed for patient in as_found}
+        scores[channels, DEFAULT] = {patient.patient_id: patient.postprocessed for patient in extended}
+    return scores
 
 
 def lesion_voxels(score: VolumeScores) -> int:
@@ -99,15 +90,6 @@ def groups_of(
     return groups
 
 
-def group_row(name: str, patients: Sequence[str], scores: dict[str, dict[str, VolumeScores]]) -> list[str]:
-    cells = []
-    for of in scores.values():
-        summary = summarize([of[patient] for patient in patients])
-        interval = " ({:.3f} to {:.3f})".format(*summary.dice_interval) if len(patients) > 1 else ""
-        cells += [f"{summary.dice_mean:.3f}{interval}", f"{summary.dice_median:.3f}"]
-    return [name, str(len(patients)), *cells]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of train.py --folds")
@@ -116,34 +98,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         runs, unfinished = read_folds(args.runs)
-        if not runs:
-            raise ValueError(f"None of {', '.join(map(str, args.runs))} has finished; train.py --resume goes on.")
         splits = load_splits(args.dataset)
-        scores: dict[str, dict[str, dict[str, VolumeScores]]] = {}
-        for channels in CHANNELS:
-            scores[channels] = {variant: {} for variant in VARIANTS}
-            for run in runs:
-                for variant, of in score_fold(run, splits, args.predictions, channels).items():
-                    scores[channels][variant] |= of
+        scores: dict[tuple[str, str], dict[str, VolumeScores]] = {}
+        for run in runs:
+            for row, of in score_fold(run, splits, args.predictions).items():
+                scores.setdefault(row, {}).update(of)
     except (OSError, ValueError) as error:
         sys.exit(f"benchmarks.cross_validation: error: {error}")
 
-    default = {channels: of[DEFAULT] for channels, of in scores.items()}
+    default = {channels: scores[channels, DEFAULT] for channels in CHANNELS}
     patients = default["all"]
     slices = sum(score.lesion_slices + score.empty_slices for score in patients.values())
     print(f"{len(patients)} patients of {len(runs)} of {runs[0].arguments['folds']} folds, {slices:,} slices\n")
     if unfinished:
         print(f"not finished: {', '.join(str(run.path) for run in unfinished)}\n")
-    header = ["channels", "post-processing", "Dice per patient, mean (95 % CI)", "median", "lesion slices"]
     rows = [
-        score_row(channels, variant, scores[channels][variant], default[channels])
-        for channels in scores
-        for variant in VARIANTS
+        [NAMES[channels], variant, *score_cells(list(of.values()), list(default[channels].values()))]
+        for (channels, variant), of in scores.items()
     ]
-    print(table([*header, "false alarms", "mean against the default"], rows))
-    header = [f"{NAMES[channels]}, {what}" for channels in scores for what in ("mean (95 % CI)", "median")]
-    groups = groups_of(runs, splits, patients)
-    print(table(["patients", "number", *header], [group_row(*group, default) for group in groups.items() if group[1]]))
+    print(table(["channels", "post-processing", *SCORES], rows))
+    rows = []
+    for group, members in filter(lambda item: item[1], groups_of(runs, splits, patients).items()):
+        dice = [[of[member].dice for member in members] for of in default.values()]
+        cells = [cell for values in dice for cell in (mean_and_interval(values), f"{np.nanmedian(values):.3f}")]
+        rows.append([group, str(len(members)), *cells])
+    header = [f"{NAMES[channels]}, {what}" for channels in CHANNELS for what in ("mean (95 % CI)", "median")]
+    print(table(["patients", "number", *header], rows))
 
 
 if __name__ == "__main__":

@@ -35,9 +35,11 @@ from hub_dataset.loading import load_splits
 from hub_dataset.patients import Patient, group_by_patient, read_patient
 from modeling.brain_region import brain_region
 from modeling.image_processing_brain_mri import FLAIR, BrainMRIImageProcessor, normalize_intensities, to_channels
-from modeling.metrics import VolumeScores, bootstrap_interval, score_volume, slice_dice, summarize
+from modeling.metrics import VolumeScores, score_volume, slice_dice
 from modeling.postprocessing import fill_holes, largest_component, mask_from_probabilities
 from modeling.visualization import new_figure
+
+from .tables import SCORES, score_cells, table
 
 THRESHOLD = 0.5
 BINS = 10
@@ -89,11 +91,6 @@ def lesion_brightness(image: np.ndarray, lesion: np.ndarray) -> float:
     return float(flair[lesion].mean())
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
 def with_neighbours(probabilities: np.ndarray) -> np.ndarray:
     """(S, H, W) probabilities averaged along the slices with the weights `NEIGHBOURS`; end slices repeat outwards."""
     return convolve1d(probabilities, NEIGHBOURS, axis=0, mode="nearest")
@@ -106,21 +103,9 @@ def postprocessing_rows(name: str, probabilities: list, truths: list, brains: li
         return [score_volume(mask, truth, hausdorff=False) for mask, truth in zip(masks, truths, strict=True)]
 
     def row(variant: str, masks: list[np.ndarray]) -> list[str]:
-        scores = scores_of(masks)
-        summary = summarize(scores)
-        low, high = summary.dice_interval
-        change = np.array([score.dice for score in scores]) - default
-        return [
-            name,
-            variant,
-            f"{summary.dice_mean:.3f} ({low:.3f} to {high:.3f})",
-            f"{summary.dice_median:.3f}",
-            f"{summary.lesion_slice_dice:.3f}",
-            f"{100 * summary.false_alarm_rate:.1f} %",
-            "{:+.3f} ({:+.3f} to {:+.3f})".format(np.nanmean(change), *bootstrap_interval(change)),
-        ]
+        return [name, variant, *score_cells(scores_of(masks), default)]
 
-    default = [scores.dice for scores in scores_of(list(map(mask_from_probabilities, probabilities)))]
+    default = scores_of(list(map(mask_from_probabilities, probabilities)))
     cut = [np.where(inside, volume, 0) for volume, inside in zip(probabilities, brains, strict=True)]
     averaged = map(with_neighbours, probabilities)
     return [
@@ -266,8 +251,7 @@ def main() -> None:
         )
 
     print(f"{len(truths)} patients of {args.split}, {len(areas)} slices with a lesion, threshold {THRESHOLD}\n")
-    scores = ["Dice per patient, mean (95 % CI)", "median", "lesion slices", "false alarms", "mean against the default"]
-    print(table(["model", "post-processing", *scores], cleaning))
+    print(table(["model", "post-processing", *SCORES], cleaning))
     print(table(["model", "slices by", "lowest third", "middle", "highest"], groups))
     edges = [f"{low / BINS:.1f} to {(low + 1) / BINS:.1f}" for low in range(BINS)]
     errors = ["calibration error", "of patients left out", "cross-entropy", "of patients left out", "temperature"]

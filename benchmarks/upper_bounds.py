@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from hub_dataset.loading import load_splits
 from hub_dataset.patients import group_by_patient, read_patient
-from modeling.metrics import bootstrap_interval, confusion_counts, dice
+from modeling.metrics import confusion_counts, dice
 from modeling.postprocessing import mask_from_probabilities
 
-from .error_analysis import table
+from .tables import mean_and_interval, table
 
 
 def threshold_counts(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -64,10 +64,6 @@ def best_dice(probabilities: Sequence[np.ndarray], truths: Sequence[np.ndarray])
         if improved <= ratio:
             return ratio
         ratio = improved
-
-
-def mean_and_interval(values: Sequence[float]) -> str:
-    return "{:.3f} ({:.3f} to {:.3f})".format(np.nanmean(values), *bootstrap_interval(np.asarray(values)))
 
 
 def main(argv: list[str] | None = None) -> None:

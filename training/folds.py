@@ -29,7 +29,8 @@ def read_folds(folders: list[Path]) -> tuple[list[TrainingRun], list[TrainingRun
 
     Raises:
         OSError: no such folder, or a file is missing.
-        ValueError: a run without folds, a fold twice, or runs that differ in more than their fold.
+        ValueError: a run without folds, a fold twice, runs that differ in more than their fold, or none that has
+            finished.
     """
     runs = [read_run(folder) for folder in folders]
     for run in runs:
@@ -51,6 +52,8 @@ def read_folds(folders: list[Path]) -> tuple[list[TrainingRun], list[TrainingRun
         if one.arguments["fold"] == other.arguments["fold"]:
             raise ValueError(f"{one.path} and {other.path} are both fold {one.arguments['fold']}. Give one of them.")
     finished = [run for run in runs if (run.path / "last" / "model.safetensors").is_file()]
+    if not finished:
+        raise ValueError(f"None of {', '.join(map(str, folders))} has finished; train.py --resume goes on.")
     return finished, [run for run in runs if run not in finished]
 
 
@@ -101,8 +104,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         finished, unfinished = read_folds(args.runs)
-        if not finished:
-            raise ValueError(f"None of {', '.join(map(str, args.runs))} has finished; train.py --resume goes on.")
         print(format_summary(finished, unfinished))
     except (OSError, ValueError) as error:
         sys.exit(f"training.folds: error: {error}")
