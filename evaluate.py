@@ -45,6 +45,9 @@ from modeling.visualization import new_figure, plot_dice_per_patient, slice_shee
 ENGINES = ("torch", "onnxruntime")  # what computes the network
 CHANNELS = ("all", "flair")
 NUM_EXAMPLES = 3  # worst slices, and best slices, kept for the figure
+VIEWS_HELP = (
+    "average suspect slices over so many views, mirrored and turned, 1 to 4; where one alone is higher, it stays"
+)
 VERSIONS_OF = ("accelerate", "datasets", "numpy", "scipy", "torch", "transformers")
 
 
@@ -101,6 +104,7 @@ def evaluate_split(
     *,
     threshold: float = 0.5,
     batch_size: int = 1,
+    views: int = 1,
     channels: str = "all",
     min_voxels: int = MIN_VOXELS,
     keep_fraction: float = KEEP_FRACTION,
@@ -119,7 +123,7 @@ def evaluate_split(
         model, processor: as from `modeling.inference.load_model`; the model may be on any device.
         dataset: one split with the columns `image`, `mask`, `patient_id` and `slice_index`, rows in any order.
         threshold: probability in (0, 1) from which a pixel counts as lesion.
-        batch_size: as in `modeling.inference.predict_volume`.
+        batch_size, views: as in `modeling.inference.predict_volume`.
         channels: `all`, or `flair` to give the model FLAIR alone, as all three channels.
         min_voxels, keep_fraction, extend: see `mask_from_probabilities`.
         hausdorff: whether HD95 is computed, the costliest of the scores.
@@ -145,6 +149,7 @@ def evaluate_split(
     own = patient_ids[state.process_index :: state.num_processes]
 
     scored, worst, best = [], [], []
+    options = {"batch_size": batch_size, "views": views}
     was_training = model.training
     model.eval()
     try:
@@ -153,11 +158,9 @@ def evaluate_split(
             flair_only = channels == "flair" and patient.slices.ndim == 4
             slices = patient.slices[..., FLAIR] if flair_only else patient.slices
             if predictions is None:
-                probabilities = predict_volume(model, processor, slices, batch_size=batch_size)
+                probabilities = predict_volume(model, processor, slices, **options)
             else:
-                segment_dataset(
-                    model, processor, {patient_id: partial(np.asarray, slices)}, predictions, batch_size=batch_size
-                )
+                segment_dataset(model, processor, {patient_id: partial(np.asarray, slices)}, predictions, **options)
                 probabilities = predictions.read(patient_id)
             raw = probabilities >= threshold
             cleaned = mask_from_probabilities(
@@ -317,6 +320,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--no_extend", action="store_true", help="post-processing: leave outlines at the threshold that found them"
     )
     parser.add_argument("--batch_size", type=int, default=1, help="slices computed in one forward pass")
+    parser.add_argument("--views", type=int, default=1, metavar="N", help=VIEWS_HELP)
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N patients only")
     parser.add_argument("--predictions", type=Path, metavar="DIR", help="keep probabilities here, and go on with those")
     parser.add_argument("--no_figure", action="store_true", help="write the JSON only")
@@ -348,6 +352,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "dataset": args.dataset,
                 "split": args.split,
                 "channels": args.channels,
+                "views": args.views,
             }
             predictions = PredictionStore(args.predictions, made_with)
         result = evaluate_split(
@@ -356,6 +361,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             splits[args.split],
             threshold=args.threshold,
             batch_size=args.batch_size,
+            views=args.views,
             channels=args.channels,
             min_voxels=args.min_voxels,
             keep_fraction=args.keep_fraction,
@@ -382,6 +388,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "channels": args.channels,
         "threshold": args.threshold,
         "volume_share": processor.volume_share,
+        "views": args.views,
         "postprocessing": {
             "min_voxels": args.min_voxels,
             "keep_fraction": args.keep_fraction,

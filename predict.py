@@ -24,7 +24,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from evaluate import ENGINES, load_checkpoint, write_atomically
+from evaluate import ENGINES, VIEWS_HELP, load_checkpoint, write_atomically
 from modeling.dicom_segmentation import DicomSegmentationError, write_dicom_segmentation
 from modeling.inference import CROP_MARGIN, SCREENING_STRIDE
 from modeling.measurements import measure_volume
@@ -54,6 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="compute every N-th slice first, then those beside a lesion; 1 computes every slice",
     )
+    parser.add_argument("--views", type=int, default=1, metavar="N", help=VIEWS_HELP)
     parser.add_argument(
         "--whole_frame", action="store_true", help="compute whole slices instead of the window around the head"
     )
@@ -178,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = {
             "batch_size": args.batch_size,
             "screening_stride": args.screening_stride,
+            "views": args.views,
             "crop_margin": None if args.whole_frame else CROP_MARGIN,
         }
         # Neither device nor engine, which change no more than the rounding.

@@ -7,6 +7,7 @@ Takes the last weights of every fold that has finished, which no score chose. Pr
 interrupted goes on where it stood. Prints tables in Markdown, for all channels and for FLAIR alone:
 
 - scores before post-processing, with outlines as the threshold found them, and with outlines extended (the default);
+  with `--views`, also with slices averaged over so many views (`modeling.inference.predict_volume`), extended;
   the last column is the difference from the default, patient by patient, with its 95 % interval;
 - Dice by default of each fold's patients, of those of the dataset's own `train` and `validation`, of each institution,
   and of the patients in three equal groups by the volume of the lesion, as the reader outlined it.
@@ -22,7 +23,7 @@ import numpy as np
 from datasets import DatasetDict
 from tqdm import tqdm
 
-from evaluate import CHANNELS, evaluate_split
+from evaluate import CHANNELS, PatientResult, evaluate_split
 from hub_dataset.folds import split_by_fold
 from hub_dataset.loading import load_splits
 from hub_dataset.splits import institution_of
@@ -30,6 +31,7 @@ from modeling.card_inputs import TrainingRun
 from modeling.inference import load_model
 from modeling.metrics import VolumeScores
 from modeling.predictions import PredictionStore, weights_fingerprint
+from modeling.views import VIEWS
 from training.folds import read_folds
 
 from .tables import SCORES, mean_and_interval, score_cells, table
@@ -38,8 +40,14 @@ DEFAULT = "outlines extended (the default)"
 NAMES = {"all": "all three", "flair": "FLAIR alone"}
 
 
-def score_fold(run: TrainingRun, splits: DatasetDict, folder: Path) -> dict[tuple[str, str], dict[str, VolumeScores]]:
+def score_fold(
+    run: TrainingRun, splits: DatasetDict, folder: Path, views: Sequence[int] = ()
+) -> dict[tuple[str, str], dict[str, VolumeScores]]:
     """`(channels, variant) -> patient -> scores` of the patients that a run was validated on.
+
+    Args:
+        folder: where predictions are kept.
+        views: also score slices averaged over so many views.
 
     Raises:
         ValueError: the dataset deals other patients to the fold than the run had.
@@ -48,25 +56,32 @@ def score_fold(run: TrainingRun, splits: DatasetDict, folder: Path) -> dict[tupl
     if sorted(set(own["patient_id"])) != sorted(run.split["validation"]):
         raise ValueError(f"{run.path} was validated on other patients than the dataset has in this fold. Give its own.")
     model, processor = load_model(run.path / "last")
+    weights = weights_fingerprint(model)
     scores = {}
     for channels in CHANNELS:
-        made_with = {"weights": weights_fingerprint(model), "processor": processor.to_dict(), "channels": channels}
-        as_found, extended = (
-            evaluate_split(
+
+        def score(number: int, extend: bool, channels: str = channels) -> list[PatientResult]:
+            made_with = {"weights": weights, "processor": processor.to_dict(), "channels": channels, "views": number}
+            name = f"fold{run.arguments['fold']}-{channels}" + (f"-{number}-views" if number > 1 else "")
+            return evaluate_split(
                 model,
                 processor,
                 own,
                 channels=channels,
+                views=number,
                 extend=extend,
                 hausdorff=False,
-                predictions=PredictionStore(folder / f"fold{run.arguments['fold']}-{channels}", made_with),
-                progress=partial(tqdm, desc=f"{run.path}, {NAMES[channels]}", unit="patient"),
+                predictions=PredictionStore(folder / name, made_with),
+                progress=partial(tqdm, desc=f"{run.path}, {NAMES[channels]}, views: {number}", unit="patient"),
             ).patients
-            for extend in (False, True)
-        )
+
+        as_found = score(1, extend=False)
         scores[channels, "none"] = {patient.patient_id: patient.raw for patient in as_found}
         scores[channels, "outlines as found"] = {patient.patient_id: patient.postprocessed for patient in as_found}
-        scores[channels, DEFAULT] = {patient.patient_id: patient.postprocessed for patient in extended}
+        variants = {1: DEFAULT} | {number: f"{number} views averaged, extended" for number in views}
+        for number, name in variants.items():
+            extended = score(number, extend=True)
+            scores[channels, name] = {patient.patient_id: patient.postprocessed for patient in extended}
     return scores
 
 
@@ -95,13 +110,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of train.py --folds")
     parser.add_argument("--dataset", required=True, help="what the runs were trained on: a folder, or USER/NAME")
     parser.add_argument("--predictions", required=True, type=Path, help="folder to keep probabilities in")
+    parser.add_argument(
+        "--views",
+        nargs="+",
+        type=int,
+        choices=range(2, len(VIEWS) + 1),
+        default=[],
+        help="also average over so many views, see evaluate.py",
+    )
     args = parser.parse_args(argv)
     try:
         runs, unfinished = read_folds(args.runs)
         splits = load_splits(args.dataset)
         scores: dict[tuple[str, str], dict[str, VolumeScores]] = {}
         for run in runs:
-            for row, of in score_fold(run, splits, args.predictions).items():
+            for row, of in score_fold(run, splits, args.predictions, args.views).items():
                 scores.setdefault(row, {}).update(of)
     except (OSError, ValueError) as error:
         sys.exit(f"benchmarks.cross_validation: error: {error}")

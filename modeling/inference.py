@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from threading import Barrier
 
@@ -32,6 +32,7 @@ from .image_processing_brain_mri import (
     volume_intensities,
 )
 from .postprocessing import check_threshold, mask_from_probabilities
+from .views import VIEWS, View
 
 Progress = Callable[[Iterable], Iterable]  # wraps an iterable to show progress, as tqdm and gr.Progress().tqdm do
 
@@ -170,9 +171,14 @@ def measure_intensities(slices: np.ndarray) -> np.ndarray | None:
     Raises:
         ValueError: slices that the processor refuses.
     """
-    flair = slices[..., FLAIR] if slices.ndim == 4 else slices
-    shown = slices[flair.min(axis=(1, 2)) < flair.max(axis=(1, 2))]
+    shown = slices[~_is_constant(slices)]
     return volume_intensities([slice_intensities(to_channels(image)) for image in shown]) if len(shown) else None
+
+
+def _is_constant(slices: np.ndarray) -> np.ndarray:
+    """Whether FLAIR shows nothing: (S, H, W) or (S, H, W, 3) -> (S,) bool."""
+    flair = slices[..., FLAIR] if slices.ndim == 4 else slices
+    return flair.min(axis=(1, 2)) == flair.max(axis=(1, 2))
 
 
 @cache
@@ -201,6 +207,7 @@ def predict_volume(
     batch_size: int = 1,
     crop_margin: int | None = CROP_MARGIN,
     screening_stride: int = SCREENING_STRIDE,
+    views: int = 1,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """Lesion probabilities of a stack of neighbouring slices.
@@ -216,6 +223,9 @@ def predict_volume(
         screening_stride: every so many slices are computed first, then, from slice to slice, the neighbours of those in
             which a probability comes to `SCREENING_LEVEL`; it is 0 in the others. A lesion through at least so many
             slices meets a computed one. 1 computes every slice.
+        views: with 2 to 4, slices in and beside which a probability comes to `SCREENING_LEVEL` are computed once more
+            for each further one of `views.VIEWS`, mirrored or turned, and a probability is the average over the views
+            where that is higher: nothing that one view finds is lost.
         progress: wraps the iterable of slices, such as `tqdm.tqdm`.
 
     Returns:
@@ -236,14 +246,15 @@ def predict_volume(
     for name, value in (("batch_size", batch_size), ("screening_stride", screening_stride)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, but is {value}.")
+    if not 1 <= views <= len(VIEWS):
+        raise ValueError(f"views must lie in 1 to {len(VIEWS)}, but is {views}.")
     if crop_margin is not None and crop_margin < 0:
         raise ValueError(f"crop_margin is a number of pixels, or None for no cropping, but is {crop_margin}.")
     probabilities = np.zeros(slices.shape[:3], dtype=np.float32)
     height, width = slices.shape[1:3]
 
     signal = signal_mask(slices)
-    flair = slices[..., FLAIR] if slices.ndim == 4 else slices
-    constant = flair.min(axis=(1, 2)) == flair.max(axis=(1, 2))
+    constant = _is_constant(slices)
     empty = np.zeros_like(constant) if crop_margin is None else signal.mean(axis=(1, 2)) <= EMPTY_SLICE
     indices = np.flatnonzero(~empty & ~constant)
     intensities = measure_intensities(slices)
@@ -251,39 +262,58 @@ def predict_volume(
     # Slices above 512x512 take all threads one by one, for the memory's sake.
     threads = torch.get_num_threads() if model.device.type == "cpu" and height * width <= 2**18 else 1
 
-    def compute_batch(batch: np.ndarray) -> np.ndarray:
-        pixel_values = processor(images=list(slices[batch]), volume_intensities=intensities, return_tensors="pt")[
+    def compute_batch(batch: np.ndarray, view: View, total: np.ndarray) -> np.ndarray:
+        images, heads = view.of(slices[batch]), view.of(signal[batch]) > 0.5
+        if _is_constant(images).any():  # all that a slice showed was in a corner that the turn cut off
+            return batch
+        pixel_values = processor(images=list(images), volume_intensities=intensities, return_tensors="pt")[
             "pixel_values"
         ]
         if crop_margin is None:
             rows, columns = slice(0, pixel_values.shape[-2]), slice(0, pixel_values.shape[-1])
         else:
-            rows, columns = head_window(signal[batch], crop_margin, processor.size_divisor)
+            rows, columns = head_window(heads, crop_margin, processor.size_divisor)
         predicted = predict_probabilities(model, pixel_values[..., rows, columns]).numpy()
+        seen = np.zeros(heads.shape, dtype=np.float32)
         # The window may reach into the padding, which has no place in the result.
-        probabilities[batch, rows, columns] = predicted[:, : height - rows.start, : width - columns.start]
+        seen[:, rows, columns] = predicted[:, : height - rows.start, : width - columns.start]
+        total[batch] += view.undo(seen)
         return batch
 
-    def compute(chosen: np.ndarray) -> Iterator[int]:
+    def compute(chosen: np.ndarray, view: View, total: np.ndarray) -> Iterator[int]:
         # Heads of about the same size share a window.
         chosen = chosen[np.argsort(signal[chosen].sum(axis=(1, 2)), kind="stable")]
         batches = np.split(chosen, range(batch_size, len(chosen), batch_size))
         side_by_side = min(threads, len(batches)) > 1
-        for batch in worker_pool(threads).map(compute_batch, batches) if side_by_side else map(compute_batch, batches):
+        one = partial(compute_batch, view=view, total=total)
+        for batch in worker_pool(threads).map(one, batches) if side_by_side else map(one, batches):
             yield from batch
+
+    def suspect() -> np.ndarray:
+        """Which of `indices` may hold a lesion, by what was computed so far, framed by one that may not."""
+        return np.pad(probabilities[indices].max(axis=(1, 2)) >= level, 1)
 
     def compute_all() -> Iterator[int]:
         done = np.zeros(len(indices), dtype=bool)
         waiting = np.union1d(np.arange(0, len(indices), screening_stride), len(indices) - 1)[: len(indices)]
         while len(waiting):
-            yield from compute(indices[waiting])
+            yield from compute(indices[waiting], VIEWS[0], probabilities)
             done[waiting] = True
-            suspect = np.pad(probabilities[indices].max(axis=(1, 2)) >= level, 1)
-            waiting = np.flatnonzero((suspect[:-2] | suspect[2:]) & ~done)
+            beside = suspect()
+            waiting = np.flatnonzero((beside[:-2] | beside[2:]) & ~done)
         yield from indices[~done]
 
+        if views > 1:
+            beside = suspect()
+            near = beside[:-2] | beside[1:-1] | beside[2:]
+            total = probabilities.copy()
+            for view in VIEWS[1:views]:
+                yield from compute(indices[near], view, total)
+                yield from indices[~near]
+            np.maximum(probabilities, total / views, out=probabilities)
+
     with closing(compute_all()) as computed:
-        steps = _Steps(computed, len(indices))
+        steps = _Steps(computed, views * len(indices))
         for _ in progress(steps) if progress else steps:
             pass
     return probabilities
@@ -312,6 +342,7 @@ def segment_volume(
     batch_size: int = 1,
     crop_margin: int | None = CROP_MARGIN,
     screening_stride: int = SCREENING_STRIDE,
+    views: int = 1,
     spacing: tuple[float, float, float] | None = None,
     affine: np.ndarray | None = None,
     progress: Progress | None = None,
@@ -319,7 +350,7 @@ def segment_volume(
     """Segment a stack of slices in order, such as a patient's axial slices.
 
     Args:
-        slices, batch_size, crop_margin, screening_stride, progress: as in `predict_volume`.
+        slices, batch_size, crop_margin, screening_stride, views, progress: as in `predict_volume`.
         threshold: probability in (0, 1) from which a voxel counts as lesion.
         postprocess: drop small islands, fill holes and extend the outlines of what is left to the probability that
             promises the best Dice (`postprocessing.mask_from_probabilities`).
@@ -339,6 +370,7 @@ def segment_volume(
         batch_size=batch_size,
         crop_margin=crop_margin,
         screening_stride=screening_stride,
+        views=views,
         progress=progress,
     )
     mask = mask_from_probabilities(probabilities, threshold=threshold) if postprocess else probabilities >= threshold

@@ -1,14 +1,10 @@
 """How sure a model is: how much its probabilities disagree when a slice is mirrored and turned."""
 
-from collections.abc import Iterator
-
 import numpy as np
-from scipy import ndimage
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .inference import Progress, predict_volume
-
-VIEWS = ((True, 0.0), (False, 10.0), (True, -10.0))  # mirrored, turned by degrees; beside the slice as it is
+from .views import VIEWS
 
 
 def disagreement(
@@ -35,30 +31,9 @@ def disagreement(
         ValueError: as `predict_volume`.
     """
     total, squares = probabilities.astype(np.float32), np.square(probabilities, dtype=np.float32)
-    for predicted in predict_views(model, processor, slices, progress=progress):
+    for view in VIEWS[1:]:
+        predicted = view.undo(predict_volume(model, processor, view.of(slices), progress=progress))
         total += predicted
         squares += np.square(predicted)
-    count = 1 + len(VIEWS)
-    variance = squares / count - np.square(total / count)
+    variance = squares / len(VIEWS) - np.square(total / len(VIEWS))
     return np.clip(2 * np.sqrt(np.maximum(variance, 0)), 0, 1)
-
-
-def predict_views(
-    model: PreTrainedModel,
-    processor: BaseImageProcessor,
-    slices: np.ndarray,
-    *,
-    progress: Progress | None = None,
-) -> Iterator[np.ndarray]:
-    """What the model says of each of `VIEWS`, mirrored and turned back: `(S, H, W)` float32; see `disagreement`."""
-    for mirrored, degrees in VIEWS:
-        view = turned(slices[:, :, ::-1] if mirrored else slices, degrees)
-        predicted = turned(predict_volume(model, processor, view, progress=progress), -degrees)
-        yield predicted[:, :, ::-1] if mirrored else predicted
-
-
-def turned(slices: np.ndarray, degrees: float) -> np.ndarray:
-    """`(S, H, W)` or `(S, H, W, 3)`, each slice turned about its centre; float32, linear interpolation."""
-    if not degrees:
-        return slices
-    return ndimage.rotate(slices.astype(np.float32), degrees, axes=(1, 2), reshape=False, order=1, mode="nearest")

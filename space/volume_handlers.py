@@ -104,18 +104,19 @@ def segment_volume(
     volume = read_uploaded_volume(paths)
 
     from modeling.dicom_segmentation import DicomSegmentationError
-    from modeling.test_time_augmentation import VIEWS, disagreement
+    from modeling.test_time_augmentation import disagreement
+    from modeling.views import VIEWS
     from modeling.visualization import volume_to_grey
 
-    share = 0.9 / (1 + len(VIEWS)) if uncertainty else 0.9  # of the progress, for one pass through the model
+    share = 0.9 / len(VIEWS) if uncertainty else 0.9  # of the progress, for one pass through the model
     prediction = predict(volume, model, threshold, models, progress, 0.0, share)
     spread = None
     if uncertainty:
-        passes = iter(range(1, 1 + len(VIEWS)))
+        passes = iter(range(1, len(VIEWS)))
 
         def watch(slices):
             done = next(passes)
-            return by_slice(slices, progress, done * share, share, f"View {done + 1} of {1 + len(VIEWS)}: slice")
+            return by_slice(slices, progress, done * share, share, f"View {done + 1} of {len(VIEWS)}: slice")
 
         spread = disagreement(*load(models[model]), volume.slices, prediction.probabilities, progress=watch)
     progress(0.92, desc="Writing the results")

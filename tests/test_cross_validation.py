@@ -34,7 +34,12 @@ def keep_predictions(run, fold: int, dataset: str, folder, shift: int) -> dict:
     own = split_by_fold(load_splits(dataset), 2, fold)["validation"]
     scores = {}
     for channels in ("all", "flair"):
-        made_with = {"weights": weights_fingerprint(model), "processor": processor.to_dict(), "channels": channels}
+        made_with = {
+            "weights": weights_fingerprint(model),
+            "processor": processor.to_dict(),
+            "channels": channels,
+            "views": 1,
+        }
         store = PredictionStore(folder / f"fold{fold}-{channels}", made_with)
         for patient_id, rows in group_by_patient(own).items():
             truth = read_patient(own, patient_id, rows).truth

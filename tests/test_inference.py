@@ -26,6 +26,7 @@ from modeling.inference import (
     signal_mask,
 )
 from modeling.postprocessing import mask_from_probabilities
+from modeling.views import VIEWS
 
 
 @pytest.fixture
@@ -274,6 +275,63 @@ class TestVolume:
         for spacing in ((1.0, 1.0), (1.0, 0.0, 1.0)):
             with pytest.raises(ValueError, match="spacing"):
                 segment_volume(Brightness(), processor, make_volume()[0], spacing=spacing)
+
+
+class TestViews:
+    def test_come_back_in_place(self):
+        rows, columns = np.mgrid[:64, :64]
+        blob = np.exp(-((rows - 24) ** 2 + (columns - 40) ** 2) / 60).astype(np.float32)[None]
+        seen = [view.of(blob) for view in VIEWS]
+        assert len({image.tobytes() for image in seen}) == len(VIEWS)
+        for view, image in zip(VIEWS, seen, strict=True):
+            np.testing.assert_allclose(view.undo(image), blob, atol=0.02)
+            np.testing.assert_allclose(view.of(np.stack([blob] * 3, axis=-1))[..., 1], image, atol=1e-6)
+
+    @pytest.mark.parametrize("views", [2, 3, 4])
+    def test_are_averaged_where_that_is_more_than_one_alone(self, tiny_unet, processor, views):
+        volume, _ = make_volume()
+        processor.volume_share = 0
+        whole = {"crop_margin": None, "screening_stride": 1}
+        alone = predict_volume(tiny_unet, processor, volume, **whole)
+        each = [view.undo(predict_volume(tiny_unet, processor, view.of(volume), **whole)) for view in VIEWS[:views]]
+        averaged = predict_volume(tiny_unet, processor, volume, views=views, **whole)
+        np.testing.assert_allclose(averaged, np.maximum(alone, np.mean(each, axis=0)), atol=1e-6)
+        assert (averaged > alone).any()
+        np.testing.assert_array_equal(
+            segment_volume(tiny_unet, processor, volume, views=views, **whole).probabilities, averaged
+        )
+
+    def test_are_computed_where_one_suspects_a_lesion_and_beside_it(self, processor):
+        volume, cube = make_volume(slices=12)
+        lesion = np.flatnonzero(cube.any(axis=(1, 2)))
+        steps = []
+
+        def watch(slices):
+            steps.append(len(slices))
+            return slices
+
+        for batch_size in (1, 2):
+            model = Brightness()
+            options = {"screening_stride": 1, "batch_size": batch_size, "progress": watch}
+            predict_volume(model, processor, volume, views=3, **options)
+            assert sum(shape[0] for shape in model.shapes) == 10 + 2 * (len(lesion) + 2)
+        assert steps == [30, 30]
+
+    def test_of_a_slice_that_shows_nothing_when_turned_change_nothing(self, processor):
+        volume, cube = make_volume(slices=12)
+        last = np.flatnonzero(cube.any(axis=(1, 2)))[-1] + 1
+        volume[last] = 0
+        volume[last, -3:, -3:] = 200
+        assert not VIEWS[1].of(volume[last : last + 1]).any(), "the turn cuts it off"
+        whole = {"crop_margin": None, "screening_stride": 1}
+        alone = predict_volume(Brightness(), processor, volume, **whole)
+        averaged = predict_volume(Brightness(), processor, volume, views=2, **whole)
+        np.testing.assert_array_equal(averaged[last], alone[last])
+
+    @pytest.mark.parametrize("views", [0, 5])
+    def test_no_other_number_is_taken(self, processor, views):
+        with pytest.raises(ValueError, match=rf"views must lie in 1 to 4, but is {views}"):
+            predict_volume(Brightness(), processor, make_volume()[0], views=views)
 
 
 class TestShortcuts:
