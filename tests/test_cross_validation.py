@@ -95,12 +95,19 @@ def test_computes_what_is_not_kept_and_names_folds_that_are_not_finished(run, ph
     (runs[1] / "last" / "model.safetensors").unlink()
     arguments = ["--dataset", str(phantom_dataset_dir), "--predictions", str(tmp_path / "kept"), *map(str, runs)]
     capsys.readouterr()
-    main(arguments)
+    main([*arguments, "--views", "2"])
     output = capsys.readouterr().out
     assert output.startswith("2 patients of 1 of 3 folds")
     assert f"not finished: {runs[1]}" in output
-    kept = sorted((tmp_path / "kept").glob("*/*.npz"))
-    assert [path.parent.name for path in kept] == ["fold0-all", "fold0-all", "fold0-flair", "fold0-flair"]
+    assert output.count("| 2 views averaged, extended |") == 2
+    kept = {path.parent.name: path.stem for path in (tmp_path / "kept").glob("*/*.npz")}
+    assert sorted(kept) == ["fold0-all", "fold0-all-2-views", "fold0-flair", "fold0-flair-2-views"]
+    for name in ("fold0-all", "fold0-flair"):
+        alone, averaged = (
+            np.load(tmp_path / "kept" / f / f"{kept[name]}.npz")["probabilities"] for f in (name, f"{name}-2-views")
+        )
+        assert (averaged >= alone).all()
+        assert (averaged > alone).any()
     with pytest.raises(SystemExit, match=r"None of .*fold1 has finished"):
         main([*arguments[:4], str(runs[1])])
 

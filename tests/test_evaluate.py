@@ -119,15 +119,16 @@ def test_slices_are_ordered_as_numbers_within_each_patient(split):
         assert {split[row]["patient_id"] for row in rows} == {patient}
 
 
-@pytest.mark.parametrize("extend", [True, False])
-def test_the_scores_agree_with_direct_computation(extend, split, model, processor):
+@pytest.mark.parametrize(("extend", "views"), [(True, 1), (False, 1), (True, 2)])
+def test_the_scores_agree_with_direct_computation(extend, views, split, model, processor):
     options = {"threshold": 0.45, "min_voxels": 20, "keep_fraction": 0.2, "extend": extend}
-    result = evaluate_split(model, processor, split, **options, batch_size=3)
+    result = evaluate_split(model, processor, split, **options, batch_size=3, views=views)
     assert [patient.patient_id for patient in result.patients] == ["TCGA_AA_0001", "TCGA_BB_0002", "TCGA_CC_0003"]
     for patient in result.patients:
         rows = sorted((r for r in split if r["patient_id"] == patient.patient_id), key=lambda r: r["slice_index"])
         truth = np.stack([np.asarray(row["mask"]) == 255 for row in rows])
-        probabilities = predict_volume(model, processor, np.stack([np.asarray(row["image"]) for row in rows]))
+        slices = np.stack([np.asarray(row["image"]) for row in rows])
+        probabilities = predict_volume(model, processor, slices, views=views)
         raw = probabilities >= 0.45
         assert raw.any()  # a case that says something
         cleaned = mask_from_probabilities(probabilities, **options)
@@ -314,7 +315,7 @@ def test_the_command_writes_the_results_that_the_function_gives(model, checkpoin
     output = tmp_path / "new" / "results.json"
     command = [sys.executable, "evaluate.py", "--checkpoint", checkpoint, "--dataset", phantom_dataset_dir]
     command += ["--split", "test", "--output", output, "--threshold", "0.45", "--min_voxels", "20", "--no_extend"]
-    command += ["--volume_share", "0.25"]
+    command += ["--volume_share", "0.25", "--views", "2"]
     run = subprocess.run(
         [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
@@ -322,11 +323,11 @@ def test_the_command_writes_the_results_that_the_function_gives(model, checkpoin
     results = json.loads(output.read_text())
     split = load_splits(str(phantom_dataset_dir))["test"]
     processor = BrainMRIImageProcessor(volume_share=0.25)
-    expected = evaluate_split(model, processor, split, threshold=0.45, min_voxels=20, extend=False)
+    expected = evaluate_split(model, processor, split, threshold=0.45, views=2, min_voxels=20, extend=False)
     assert results["num_patients"] == 2
     assert {key: results[key] for key in expected.to_dict()} == expected.to_dict()
     assert (results["split"], results["threshold"], results["channels"]) == ("test", 0.45, "all")
-    assert results["volume_share"] == 0.25
+    assert (results["volume_share"], results["views"]) == (0.25, 2)
     assert results["postprocessing"] == {"min_voxels": 20, "keep_fraction": 0.5, "fill": True, "extend": False}
     assert results["command"].startswith("python evaluate.py --checkpoint")
     assert format_table(expected) in run.stdout
@@ -369,6 +370,8 @@ def test_processes_share_the_patients_and_go_on_with_what_is_kept(checkpoint, ph
     assert again["patients"][1] == one["patients"][1]
     with pytest.raises(SystemExit, match="another processor"):
         run_main(*arguments, "--volume_share", 0, "--predictions", kept, "--output", tmp_path / "alone.json")
+    with pytest.raises(SystemExit, match="another views"):
+        run_main(*arguments, "--views", 2, "--predictions", kept, "--output", tmp_path / "views.json")
     with pytest.raises(SystemExit, match="another channels"):
         run_main(*arguments, "--channels", "flair", "--predictions", kept, "--output", tmp_path / "flair.json")
 

@@ -85,6 +85,17 @@ def test_masks_and_measurements_of_all_kinds_of_input(scans, checkpoint, tmp_pat
     assert rows[2]["volume_ml"] == "", "numbered slices have no spacing"
 
 
+def test_views_are_averaged_when_asked_for(scans, checkpoint, tmp_path):
+    predict(scans, checkpoint, tmp_path, "anna", options=("--views", "2"))
+    with np.load(tmp_path / "probabilities" / "anna.npz") as kept:
+        probabilities = kept["probabilities"]
+    model, processor = load_model(checkpoint)
+    alone, averaged = (segment_volume(model, processor, head().slices, views=views).probabilities for views in (1, 2))
+    np.testing.assert_allclose(probabilities, averaged, atol=1e-6)
+    assert (averaged > alone).any()
+    assert json.loads((tmp_path / "anna.json").read_text())["options"]["views"] == 2
+
+
 def test_a_large_island_that_is_left_out_is_told_of(scans, checkpoint, tmp_path):
     predict(scans, checkpoint, tmp_path, "anna")
     kept = tmp_path / "probabilities" / "anna.npz"
@@ -110,8 +121,9 @@ def test_the_same_command_goes_on_with_what_is_there(scans, checkpoint, tmp_path
     predict(scans, checkpoint, tmp_path, "anna", "cleo.zip", options=("--threshold", "0.4"))
     assert kept.stat().st_mtime_ns == before
     assert json.loads((tmp_path / "anna.json").read_text())["threshold"] == 0.4
-    with pytest.raises(SystemExit, match="made with another options"):
-        predict(scans, checkpoint, tmp_path, "anna", options=("--screening_stride", "1"))
+    for option in ("--screening_stride", "1"), ("--views", "2"):
+        with pytest.raises(SystemExit, match="made with another options"):
+            predict(scans, checkpoint, tmp_path, "anna", options=option)
 
 
 def test_what_cannot_be_read_is_listed_and_the_others_go_on(scans, checkpoint, tmp_path):
