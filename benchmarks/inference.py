@@ -7,7 +7,8 @@ Parts, all in one run, so that their ratios hold on a machine that others use to
 
 - `patients`: uint8 slices in memory to the post-processed mask, the straightforward way (eager, NCHW, batch norm apart,
   whole frames, slice by slice) against `segment_volume`, in turns for each patient, with the Dice of both; then in
-  ONNX Runtime, where it and the exporter are installed, and with one shortcut less at a time. Needs `--dataset`.
+  ONNX Runtime, where it and the exporter are installed, with one shortcut less at a time, and with slices averaged over
+  views. Needs `--dataset`.
 - `slice`: one forward pass at 256x256, against ONNX Runtime, segmentation_models_pytorch's U-Net with a ResNet-34 and
   MONAI's BasicUNet where these are installed (the latter two in an environment of their own; weights play no part), as
   GFLOP/s and as a share of this machine's rate of matrix products.
@@ -41,11 +42,13 @@ from modeling.postprocessing import mask_from_probabilities
 
 PARTS = ("patients", "slice", "growth", "options", "start")
 SIZE = 256  # pixels
-# What `segment_volume` is told where one shortcut is left out; batch norm and layout are the model's.
-WITHOUT = {
-    "screening": {"screening_stride": 1},
-    "cropping": {"crop_margin": None},
-    "either": {"crop_margin": None, "screening_stride": 1},
+# What else `segment_volume` is told; batch norm and layout are the model's.
+OPTIONS = {
+    "without screening": {"screening_stride": 1},
+    "without cropping": {"crop_margin": None},
+    "without either": {"crop_margin": None, "screening_stride": 1},
+    "averaged over 2 views": {"views": 2},
+    "averaged over 4 views": {"views": 4},
 }
 
 
@@ -89,10 +92,8 @@ def compare_patients(
     }
     if onnx_model:
         ways["in ONNX Runtime"] = lambda slices: segment_volume(onnx_model, processor, slices).mask
-    for name, options in WITHOUT.items():
-        ways[f"without {name}"] = lambda slices, options=options: (
-            segment_volume(model, processor, slices, **options).mask
-        )
+    for name, options in OPTIONS.items():
+        ways[name] = lambda slices, options=options: segment_volume(model, processor, slices, **options).mask
     durations, dice = ({name: [] for name in ways} for _ in range(2))
     patients = sorted(rows_of)[: args.patients]
     num_slices = 0
