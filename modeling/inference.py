@@ -225,7 +225,7 @@ def predict_volume(
             slices meets a computed one. 1 computes every slice.
         views: with 2 to 4, slices in and beside which a probability comes to `SCREENING_LEVEL` are computed once more
             for each further one of `views.VIEWS`, mirrored or turned, and a probability is the average over the views
-            where that is higher: nothing that one view finds is lost.
+            where that is higher: nothing is lost that the slice as it is shows.
         progress: wraps the iterable of slices, such as `tqdm.tqdm`.
 
     Returns:
