@@ -57,30 +57,30 @@ def score_fold(
         raise ValueError(f"{run.path} was validated on other patients than the dataset has in this fold. Give its own.")
     model, processor = load_model(run.path / "last")
     weights = weights_fingerprint(model)
+
+    def score(channels: str, number: int, extend: bool) -> list[PatientResult]:
+        made_with = {"weights": weights, "processor": processor.to_dict(), "channels": channels, "views": number}
+        name = f"fold{run.arguments['fold']}-{channels}" + (f"-{number}-views" if number > 1 else "")
+        return evaluate_split(
+            model,
+            processor,
+            own,
+            channels=channels,
+            views=number,
+            extend=extend,
+            hausdorff=False,
+            predictions=PredictionStore(folder / name, made_with),
+            progress=partial(tqdm, desc=f"{run.path}, {NAMES[channels]}, views: {number}", unit="patient"),
+        ).patients
+
     scores = {}
+    variants = {1: DEFAULT} | {number: f"{number} views averaged, extended" for number in views}
     for channels in CHANNELS:
-
-        def score(number: int, extend: bool, channels: str = channels) -> list[PatientResult]:
-            made_with = {"weights": weights, "processor": processor.to_dict(), "channels": channels, "views": number}
-            name = f"fold{run.arguments['fold']}-{channels}" + (f"-{number}-views" if number > 1 else "")
-            return evaluate_split(
-                model,
-                processor,
-                own,
-                channels=channels,
-                views=number,
-                extend=extend,
-                hausdorff=False,
-                predictions=PredictionStore(folder / name, made_with),
-                progress=partial(tqdm, desc=f"{run.path}, {NAMES[channels]}, views: {number}", unit="patient"),
-            ).patients
-
-        as_found = score(1, extend=False)
+        as_found = score(channels, 1, extend=False)
         scores[channels, "none"] = {patient.patient_id: patient.raw for patient in as_found}
         scores[channels, "outlines as found"] = {patient.patient_id: patient.postprocessed for patient in as_found}
-        variants = {1: DEFAULT} | {number: f"{number} views averaged, extended" for number in views}
         for number, name in variants.items():
-            extended = score(number, extend=True)
+            extended = score(channels, number, extend=True)
             scores[channels, name] = {patient.patient_id: patient.postprocessed for patient in extended}
     return scores
 

@@ -42,7 +42,7 @@ from modeling.postprocessing import mask_from_probabilities
 
 PARTS = ("patients", "slice", "growth", "options", "start")
 SIZE = 256  # pixels
-# What else `segment_volume` is told; batch norm and layout are the model's.
+# What `segment_volume` is told in the further ways.
 OPTIONS = {
     "without screening": {"screening_stride": 1},
     "without cropping": {"crop_margin": None},

@@ -17,6 +17,7 @@ from threading import Barrier
 
 import numpy as np
 import torch
+from scipy import ndimage
 from scipy.special import expit, logit
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
@@ -290,8 +291,8 @@ def predict_volume(
             yield from batch
 
     def suspect() -> np.ndarray:
-        """Which of `indices` may hold a lesion, by what was computed so far, framed by one that may not."""
-        return np.pad(probabilities[indices].max(axis=(1, 2)) >= level, 1)
+        """Which of `indices` hold what may be lesion, by what was computed so far, or lie beside one that does."""
+        return ndimage.binary_dilation(probabilities[indices].max(axis=(1, 2)) >= level)
 
     def compute_all() -> Iterator[int]:
         done = np.zeros(len(indices), dtype=bool)
@@ -299,17 +300,15 @@ def predict_volume(
         while len(waiting):
             yield from compute(indices[waiting], VIEWS[0], probabilities)
             done[waiting] = True
-            beside = suspect()
-            waiting = np.flatnonzero((beside[:-2] | beside[2:]) & ~done)
+            waiting = np.flatnonzero(suspect() & ~done)
         yield from indices[~done]
 
         if views > 1:
-            beside = suspect()
-            near = beside[:-2] | beside[1:-1] | beside[2:]
+            again = suspect()
             total = probabilities.copy()
             for view in VIEWS[1:views]:
-                yield from compute(indices[near], view, total)
-                yield from indices[~near]
+                yield from compute(indices[again], view, total)
+                yield from indices[~again]
             np.maximum(probabilities, total / views, out=probabilities)
 
     with closing(compute_all()) as computed:
