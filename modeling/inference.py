@@ -138,8 +138,8 @@ def segment_slice(
 def signal_mask(volume: np.ndarray) -> np.ndarray:
     """Voxels with FLAIR signal, by the volume's own intensities: (S, H, W) or (S, H, W, 3) -> (S, H, W) bool."""
     flair = volume[..., FLAIR] if volume.ndim == 4 else volume
-    lowest = flair.min()
-    bright = np.quantile(flair, 0.995, method="lower") - lowest
+    lowest = float(flair.min())  # no integer, whose differences may be out of its range
+    bright = float(np.quantile(flair, 0.995, method="lower")) - lowest
     return flair > lowest + FOREGROUND * bright
 
 
@@ -282,6 +282,8 @@ def predict_volume(
         return batch
 
     def compute(chosen: np.ndarray, view: View, total: np.ndarray) -> Iterator[int]:
+        if not len(chosen):
+            return
         # Heads of about the same size share a window.
         chosen = chosen[np.argsort(signal[chosen].sum(axis=(1, 2)), kind="stable")]
         batches = np.split(chosen, range(batch_size, len(chosen), batch_size))

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from modeling import PRESETS, BrainMRIImageProcessor, UNetConfig, UNetForSemanticSegmentation
 from modeling.image_processing_brain_mri import FLAIR
 from modeling.inference import (
+    SCREENING_LEVEL,
     fold_batch_norm,
     head_window,
     load_model,
@@ -209,10 +210,21 @@ class TestVolume:
         alone = predict_volume(Brightness(), processor, flair)
         np.testing.assert_array_equal(alone, predict_volume(Brightness(), processor, np.stack([flair] * 3, axis=-1)))
 
-    def test_floats_and_16_bit_give_the_same_mask(self, processor):
+    def test_floats_and_integers_of_any_range_give_the_same_mask(self, processor):
         volume, cube = make_volume()
-        for form in (volume / 255.0, volume.astype(np.uint16) * 257):
+        full_range = (volume.astype(np.int32) * 257 - 2**15).astype(np.int16)
+        for form in (volume / 255.0, volume.astype(np.uint16) * 257, full_range):
+            np.testing.assert_array_equal(signal_mask(form), signal_mask(volume))
             np.testing.assert_array_equal(segment_volume(Brightness(), processor, form).mask, cube)
+
+    @pytest.mark.parametrize("views", [2, 4])
+    def test_views_of_a_volume_without_a_suspicion_add_nothing(self, tiny_unet, processor, views):
+        assert not predict_volume(tiny_unet, processor, np.full((4, 40, 40), 7), views=views).any()
+        volume, cube = make_volume()
+        volume[cube] = 90
+        alone = predict_volume(Brightness(), processor, volume)
+        assert 0 < alone.max() < SCREENING_LEVEL
+        np.testing.assert_array_equal(predict_volume(Brightness(), processor, volume, views=views), alone)
 
     def test_constant_and_empty_slices_have_no_lesion(self, processor):
         volume, _ = make_volume()
