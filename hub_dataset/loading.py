@@ -127,7 +127,9 @@ def relative_head_size(image: np.ndarray) -> tuple[float, float]:
 def measure_slice(image: np.ndarray) -> SliceIntensities:
     """`slice_intensities` of (H, W, 3) in any dtype; an empty slice has no brain pixels."""
     if is_empty(image):
-        return SliceIntensities(np.zeros((3, 2), dtype=np.float32), brain_pixels=0, brightness=0.0)
+        return SliceIntensities(
+            np.zeros((3, 2), dtype=np.float32), brain_pixels=0, brightness=0.0, copied=np.ones(3, dtype=bool)
+        )
     return slice_intensities(to_channels(image))
 
 
@@ -224,7 +226,6 @@ def make_sample(
         return {"pixel_values": torch.zeros(3, *frame), "labels": torch.zeros(frame, dtype=torch.int64)}
     pixels = to_channels(copy_flair(image, augmentation))
     box = head_box(pixels)
-    volume = None if volume is None else copy_flair(volume.T, augmentation).T
     normalized = normalize_intensities(pixels, clip, volume, augmentation.volume_share)
     channels = np.concatenate([normalized, (mask > 0)[..., None]], axis=-1, dtype=np.float32)
     channels = torch.from_numpy(channels.transpose(2, 0, 1).copy())

@@ -173,11 +173,13 @@ class SliceIntensities(NamedTuple):
         statistics: (C, 2) float32, median and spread of each channel; the spread is the interquartile range.
         brain_pixels: the number of pixels behind them.
         brightness: bright end of FLAIR above its lowest value.
+        copied: (C,) bool, whether a channel is FLAIR, be it as a copy in the place of another sequence.
     """
 
     statistics: np.ndarray
     brain_pixels: int
     brightness: float
+    copied: np.ndarray
 
 
 def slice_intensities(image: np.ndarray) -> SliceIntensities:
@@ -199,13 +201,21 @@ def slice_intensities(image: np.ndarray) -> SliceIntensities:
             tissue = tissue[np.searchsorted(tissue, median - limit) : np.searchsorted(tissue, median + limit, "right")]
         median, iqr = median_and_iqr(tissue)
         statistics[channel] = median, max(iqr, minimum_spread) or np.ptp(values)
-    return SliceIntensities(statistics, int(brain.sum()), float(bright_end(image[..., FLAIR])))
+    return SliceIntensities(
+        statistics, int(brain.sum()), float(bright_end(image[..., FLAIR])), copied=copies_of_flair(image)
+    )
+
+
+def copies_of_flair(image: np.ndarray) -> np.ndarray:
+    """Which channels hold FLAIR, itself and its copies: (H, W, C) -> (C,) bool."""
+    return (image == image[..., FLAIR, None]).all(axis=(0, 1))
 
 
 def volume_intensities(slices: Sequence[SliceIntensities]) -> np.ndarray:
     """Median and spread of each channel in a whole volume: the medians of its slices', weighted by their brain pixels.
 
-    Slices that are dark beside the brightest one, with noise alone, do not count.
+    Slices that are dark beside the brightest one, with noise alone, do not count; nor, for another channel, do those
+    where FLAIR is in its place, unless it is in all.
 
     Returns:
         (C, 2) float32.
@@ -215,10 +225,12 @@ def volume_intensities(slices: Sequence[SliceIntensities]) -> np.ndarray:
     """
     if not slices:
         raise ValueError("The intensities of a volume need at least one slice.")
-    statistics, brain_pixels, brightness = (np.array(values) for values in zip(*slices, strict=True))
-    weights = np.where(brightness > FOREGROUND * brightness.max(), brain_pixels, 0)
+    statistics, brain_pixels, brightness, copied = (np.array(values) for values in zip(*slices, strict=True))
+    weights = np.where(brightness > FOREGROUND * brightness.max(), brain_pixels, 0)[:, None]  # (S, 1)
+    of_channel = weights * ~copied  # (S, C)
+    weights = np.where(of_channel.any(axis=0), of_channel, weights)
     order = np.argsort(statistics, axis=0, kind="stable")
-    reached = np.cumsum(weights[order], axis=0)
+    reached = np.cumsum(np.take_along_axis(weights[..., None], order, axis=0), axis=0)
     middle = (2 * reached > reached[-1:]).argmax(axis=0)[None]
     return np.take_along_axis(np.take_along_axis(statistics, order, axis=0), middle, axis=0)[0]
 
@@ -234,7 +246,7 @@ def normalize_intensities(
     lie between those and its volume's: a lesion that fills much of a slice is brain by its own statistics.
 
     Args:
-        volume: (C, 2), from `volume_intensities`.
+        volume: (C, 2), from `volume_intensities`; a copy of FLAIR takes FLAIR's, whatever the volume has in its place.
         volume_share: weight of `volume` in [0, 1]; the slice's own statistics have the rest.
 
     Raises:
@@ -244,6 +256,7 @@ def normalize_intensities(
         raise ValueError(f"volume_share must lie in [0, 1], 0 for each slice by itself, but is {volume_share}.")
     statistics = slice_intensities(image).statistics
     if volume is not None:
+        volume = np.where(copies_of_flair(image)[:, None], volume[FLAIR], volume)
         statistics = (1 - volume_share) * statistics + volume_share * volume
     median, spread = statistics.astype(np.float32).T
     return np.clip((image - median) / spread * np.float32(NORMAL_IQR), -clip, clip)

@@ -164,10 +164,26 @@ class TestNormalisation:
         statistics = rng.normal(size=(9, 3, 2)).astype(np.float32)
         brain_pixels = np.array([0, 4, 9, 1, 12, 0, 5, 3, 1])
         repeated = np.sort(np.repeat(statistics, brain_pixels, axis=0), axis=0)
-        slices = [SliceIntensities(*values, 100.0) for values in zip(statistics, brain_pixels, strict=True)]
+        only_flair = np.array([False, True, False])
+        slices = [SliceIntensities(*values, 100.0, only_flair) for values in zip(statistics, brain_pixels, strict=True)]
         np.testing.assert_array_equal(volume_intensities(slices), repeated[len(repeated) // 2])
-        noise = SliceIntensities(statistics[0] + 50, brain_pixels=1000, brightness=9.0)
+        noise = SliceIntensities(statistics[0] + 50, brain_pixels=1000, brightness=9.0, copied=only_flair)
         np.testing.assert_array_equal(volume_intensities([*slices, noise]), repeated[len(repeated) // 2])
+
+    def test_a_copy_of_flair_is_normalised_as_flair(self, head):
+        volume = np.array([[600, 210], [90, 24], [1200, 270]], dtype=np.float32)  # T1 of other scales
+        head[..., 0] = 7
+        values = pixel_values(head, volume_intensities=volume)[0]
+        assert torch.equal(values[0], values[FLAIR])
+        head[..., 0] = 2 * head[..., FLAIR]
+        assert not torch.equal(pixel_values(head, volume_intensities=volume)[0, 0], values[FLAIR])
+
+    def test_copies_of_flair_say_nothing_of_the_channel_they_replace(self, head):
+        head = head.astype(np.float32) * np.array([5, 1, 8], dtype=np.float32)
+        whole, partial = slice_intensities(head), slice_intensities(head[..., [FLAIR, FLAIR, 2]])
+        assert partial.copied.tolist() == [True, True, False]
+        np.testing.assert_array_equal(volume_intensities([partial, whole, partial]), whole.statistics)
+        np.testing.assert_array_equal(volume_intensities([partial, partial]), partial.statistics)
 
     @pytest.mark.parametrize("share", [-0.1, 1.5])
     def test_a_share_outside_0_to_1_is_refused(self, head, share):
