@@ -99,17 +99,8 @@ def name_patients(paths: Sequence[Path]) -> dict[str, Path]:
 def write_patient(
     name: str, volume: MRVolume, store: PredictionStore, args: argparse.Namespace, made_with: dict
 ) -> None:
-    """The masks and the measurements of a patient whose probabilities are in `store`.
-
-    Raises:
-        ValueError: these probabilities belong to another volume.
-    """
+    """The masks and the measurements of a patient whose probabilities are in `store`."""
     probabilities = store.read(name)
-    if probabilities.shape != volume.slices.shape[:3]:
-        raise ValueError(
-            f"{args.output} holds probabilities of another volume under this name, of {probabilities.shape} voxels "
-            f"instead of {volume.slices.shape[:3]}. Choose another --output, or delete its probabilities/{name}.npz."
-        )
     mask = reached = probabilities >= args.threshold
     outlined_at = args.threshold
     if not args.no_postprocessing and len(mask) > 1:

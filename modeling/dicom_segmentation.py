@@ -71,6 +71,11 @@ def write_dicom_segmentation(
                 f"There is no DICOM SEG: {lacking} of the {len(headers)} DICOM headers lack {keyword}, which it needs "
                 f"to refer to the slices."
             )
+    if geometry.affine is None:
+        raise DicomSegmentationError(
+            "There is no DICOM SEG: ImagePositionPatient and ImageOrientationPatient of the DICOM headers do not say "
+            "where the slices lie."
+        )
     import highdicom as hd
     from pydicom.sr.codedict import codes
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .inference import predict_volume
+
+logger = logging.getLogger(__name__)
 
 MADE_WITH = "made_with.json"
 
@@ -23,10 +26,18 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def volume_fingerprint(slices: np.ndarray) -> str:
+    """SHA-256 of a volume's intensities, shape and dtype, as 64 hexadecimal digits."""
+    digest = hashlib.sha256(f"{slices.dtype} {slices.shape}".encode())
+    digest.update(np.ascontiguousarray(slices))
+    return digest.hexdigest()
+
+
 class PredictionStore:
     """A folder with the lesion probabilities of one patient per file, all made by one model with the same options.
 
-    `NAME.npz` holds `probabilities` (S, H, W) float32; `made_with.json` says what made them. A file is written under
+    `NAME.npz` holds `probabilities` (S, H, W) float32 and `volume`, the fingerprint of the slices that they were made
+    of; `made_with.json` says what made them. A file is written under
     another name first, so that several processes, also of several machines on one file system, may fill the folder
     together, and an interruption leaves no half of a patient.
 
@@ -55,13 +66,31 @@ class PredictionStore:
     def __contains__(self, name: str) -> bool:
         return self._path(name).exists()
 
+    def holds(self, name: str, slices: np.ndarray) -> bool:
+        """Whether the probabilities of this patient are there.
+
+        Raises:
+            ValueError: there are some of other slices under this name.
+        """
+        if name not in self:
+            return False
+        with np.load(self._path(name)) as file:
+            if str(file.get("volume")) != volume_fingerprint(slices):
+                raise ValueError(
+                    f"{self.folder} holds probabilities of other images under this name. Choose another folder, or "
+                    f"delete its {name}.npz to have these computed instead."
+                )
+        return True
+
     def read(self, name: str) -> np.ndarray:
         """(S, H, W) float32 probabilities."""
         with np.load(self._path(name)) as file:
             return file["probabilities"]
 
-    def write(self, name: str, probabilities: np.ndarray) -> None:
-        self._replace(self._path(name), lambda file: np.savez_compressed(file, probabilities=probabilities))
+    def write(self, name: str, probabilities: np.ndarray, slices: np.ndarray) -> None:
+        """Keep probabilities (S, H, W) of these slices."""
+        arrays = {"probabilities": probabilities, "volume": volume_fingerprint(slices)}
+        self._replace(self._path(name), lambda file: np.savez_compressed(file, **arrays))
 
     def _path(self, name: str) -> Path:
         if not name or Path(name).name != name:
@@ -94,12 +123,12 @@ def segment_dataset(
     """Predict many patients into `store`; those already there are not computed again.
 
     Args:
-        volumes: name of each patient -> a function that reads the slices, in a form that `predict_volume` takes; it is
+        volumes: name of each patient -> a function that reads the slices, an array that `predict_volume` takes; it is
             called when the patient's turn comes, so one patient at a time is in memory.
         process_index, num_processes: this process computes every `num_processes`-th patient, from the
             `process_index`-th; all processes together compute all.
-        failures: patients that cannot be read or computed are entered here, with the reason, and the others go on;
-            without it the first one is raised.
+        failures: patients that cannot be read, computed or finished are entered here, with the reason, and the others
+            go on; without it the first one is raised.
         finish: called with the name of each patient that is in `store`, whether computed now or before.
         progress: wraps the iterable of this process's patients, such as `tqdm.tqdm`.
         options: go to `predict_volume`.
@@ -108,19 +137,27 @@ def segment_dataset(
         The names of this process's patients that are done, sorted.
 
     Raises:
-        ValueError: a patient that cannot be read or computed, with its name.
+        ValueError: a patient that cannot be read or computed, or whose name in `store` has probabilities of other
+            slices; with its name.
     """
     names, done = sorted(volumes)[process_index::num_processes], []
     for name in progress(names) if progress else names:
         try:
-            if name not in store:
-                store.write(name, predict_volume(model, processor, volumes[name](), **options))
+            slices = volumes[name]()
+            if not store.holds(name, slices):
+                store.write(name, predict_volume(model, processor, slices, **options), slices)
             if finish:
                 finish(name)
         except (OSError, ValueError) as error:
             if failures is None:
                 raise ValueError(f"{name}: {error}") from error
             failures[name] = str(error)
+        except Exception as error:
+            if failures is None:
+                raise
+            # Nobody foresaw it, but hours of other patients should not be lost to it.
+            logger.exception("%s", name)
+            failures[name] = f"{type(error).__name__}: {error}"
         else:
             done.append(name)
     return done

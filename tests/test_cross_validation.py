@@ -9,6 +9,7 @@ from hub_dataset.folds import split_by_fold
 from hub_dataset.loading import load_splits
 from hub_dataset.patients import group_by_patient, read_patient
 from hub_dataset.phantom import write_phantom
+from modeling.image_processing_brain_mri import FLAIR
 from modeling.inference import load_model
 from modeling.metrics import score_volume, summarize
 from modeling.postprocessing import mask_from_probabilities
@@ -42,7 +43,9 @@ def keep_predictions(run, fold: int, dataset: str, folder, shift: int) -> dict:
         }
         store = PredictionStore(folder / f"fold{fold}-{channels}", made_with)
         for patient_id, rows in group_by_patient(own).items():
-            truth = read_patient(own, patient_id, rows).truth
+            patient = read_patient(own, patient_id, rows)
+            truth = patient.truth
+            slices = patient.slices if channels == "all" else patient.slices[..., FLAIR]
             probabilities = truth.astype(np.float32)
             if channels == "all":
                 probabilities = np.maximum(probabilities, 0.499 * np.roll(truth, 1, axis=1))
@@ -51,7 +54,7 @@ def keep_predictions(run, fold: int, dataset: str, folder, shift: int) -> dict:
                     score_volume(mask_from_probabilities(probabilities, extend=extend), truth, hausdorff=False)
                     for extend in (False, True)
                 ]
-            store.write(patient_id, probabilities)
+            store.write(patient_id, probabilities, slices)
     return scores
 
 

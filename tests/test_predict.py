@@ -99,10 +99,11 @@ def test_views_are_averaged_when_asked_for(scans, checkpoint, tmp_path):
 def test_a_large_island_that_is_left_out_is_told_of(scans, checkpoint, tmp_path):
     predict(scans, checkpoint, tmp_path, "anna")
     kept = tmp_path / "probabilities" / "anna.npz"
-    probabilities = np.zeros_like(np.load(kept)["probabilities"])
+    with np.load(kept) as file:
+        volume, probabilities = file["volume"], np.zeros_like(file["probabilities"])
     probabilities[3:7, 5:15, 5:15] = 0.9
     probabilities[8:10, 25:35, 20:25] = 0.8
-    np.savez_compressed(kept, probabilities=probabilities)
+    np.savez_compressed(kept, probabilities=probabilities, volume=volume)
     predict(scans, checkpoint, tmp_path, "anna")
     whole = json.loads((tmp_path / "anna.json").read_text())
     main(["--checkpoint", str(checkpoint), "--output", str(tmp_path), str(scans / "anna")])
@@ -136,11 +137,22 @@ def test_what_cannot_be_read_is_listed_and_the_others_go_on(scans, checkpoint, t
     assert (tmp_path / "out" / "anna_mask.nii.gz").exists()
 
 
-def test_another_volume_of_the_same_name_is_refused(scans, checkpoint, tmp_path):
+def test_another_patient_of_the_same_name_is_refused(scans, checkpoint, tmp_path):
     predict(scans, checkpoint, tmp_path / "out", "bert.nii")
-    save_nifti(tmp_path / "bert.nii", head().slices[3:, :, :, 1])
-    with pytest.raises(SystemExit, match="of another volume"):
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in ("bert.json", "bert_mask.nii.gz")}
+    save_nifti(tmp_path / "bert.nii", head().slices[..., 2])
+    with pytest.raises(SystemExit, match=r"bert: .* of other images under this name"):
         predict(tmp_path, checkpoint, tmp_path / "out", "bert.nii")
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before
+
+
+def test_a_series_that_does_not_say_where_it_lies_has_a_mask_but_no_dicom_seg(checkpoint, tmp_path):
+    (tmp_path / "emil").mkdir()
+    save_dicom(tmp_path / "emil", head().slices[..., 1], ImageOrientationPatient=[0.0] * 6, SliceThickness=None)
+    predict(tmp_path, checkpoint, tmp_path / "out", "emil")
+    assert (tmp_path / "out" / "emil_mask.nii.gz").exists()
+    assert not (tmp_path / "out" / "emil_mask_seg.dcm").exists()
+    assert "There is no DICOM SEG" in json.loads((tmp_path / "out" / "emil.json").read_text())["warnings"][-1]
 
 
 def test_two_patients_of_one_name_are_refused(scans, checkpoint, tmp_path):

@@ -48,13 +48,25 @@ def test_each_patient_is_predicted_as_by_itself(model, processor, volumes, tmp_p
         assert store.read(name).dtype == np.float32
 
 
-def test_what_is_there_is_neither_read_nor_computed_again(model, processor, volumes, tmp_path):
-    read = []
+def test_what_is_there_is_not_computed_again(model, processor, volumes, tmp_path):
     store = PredictionStore(tmp_path, MADE_WITH)
-    store.write("b", np.ones((3, 40, 36), np.float32))
-    segment_dataset(model, processor, readers(volumes, read), store)
-    assert read == ["a", "c"]
+    store.write("b", np.ones((3, 40, 36), np.float32), volumes["b"])
+    segment_dataset(model, processor, readers(volumes, []), store)
     assert store.read("b").min() == 1
+    assert store.read("a").min() < 1
+
+
+def test_what_is_there_of_other_images_is_refused(model, processor, volumes, tmp_path):
+    store = PredictionStore(tmp_path, MADE_WITH)
+    changed = volumes["b"].copy()
+    changed[1, 5, 5] += 1
+    store.write("b", np.ones((3, 40, 36), np.float32), changed)
+    failures = {}
+    names = segment_dataset(model, processor, readers(volumes, []), store, failures=failures)
+    assert (names, list(failures)) == (["a", "c"], ["b"])
+    assert "of other images under this name" in failures["b"]
+    assert "b.npz" in failures["b"]
+    assert store.read("b").min() == 1, "what was there is kept"
 
 
 def test_processes_share_the_patients(model, processor, volumes, tmp_path):
@@ -87,10 +99,23 @@ def test_a_failure_names_the_patient_and_keeps_the_others(model, processor, volu
     assert "(3, 40)" in failures["b"]
 
 
+def test_what_nobody_foresaw_stops_one_patient_alone(model, processor, volumes, tmp_path, caplog):
+    def finish(name):
+        if name == "b":
+            raise ZeroDivisionError("by zero")
+
+    store, failures = PredictionStore(tmp_path, MADE_WITH), {}
+    names = segment_dataset(model, processor, readers(volumes, []), store, failures=failures, finish=finish)
+    assert (names, failures) == (["a", "c"], {"b": "ZeroDivisionError: by zero"})
+    assert "in finish" in caplog.text, "the log says where"
+    with pytest.raises(ZeroDivisionError):
+        segment_dataset(model, processor, readers(volumes, []), store, finish=finish)
+
+
 @pytest.mark.parametrize("name", ["", "../a", "a/b"])
 def test_names_stay_within_the_folder(tmp_path, name):
     with pytest.raises(ValueError, match="becomes that of a file"):
-        PredictionStore(tmp_path / "store", MADE_WITH).write(name, np.zeros((1, 32, 32), np.float32))
+        PredictionStore(tmp_path / "store", MADE_WITH).write(name, *np.zeros((2, 1, 32, 32), np.float32))
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
@@ -99,7 +124,7 @@ def test_a_kill_leaves_whole_files_only(tmp_path):
         "import sys, numpy as np; from modeling.predictions import PredictionStore\n"
         f"store = PredictionStore(sys.argv[1], {MADE_WITH!r}); rng = np.random.default_rng(0)\n"
         "print('ready', flush=True)\n"
-        "while True: store.write('a', rng.random((60, 64, 64), dtype=np.float32))"
+        "while True: store.write('a', *rng.random((2, 60, 64, 64), dtype=np.float32))"
     )
     process = subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True)
     store = PredictionStore(tmp_path, MADE_WITH)

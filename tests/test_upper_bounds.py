@@ -62,8 +62,8 @@ def test_the_script_sets_models_beside_the_reader_and_one_another(tmp_path, caps
     for name, shift in (("exact", 0), ("moved", 3)):
         store = PredictionStore(tmp_path / name, {})
         for patient_id, rows in group_by_patient(split).items():
-            truth = read_patient(split, patient_id, rows).truth
-            store.write(patient_id, np.roll(truth, shift, axis=2).astype(np.float32))
+            patient = read_patient(split, patient_id, rows)
+            store.write(patient_id, np.roll(patient.truth, shift, axis=2).astype(np.float32), patient.slices)
     folders = [str(tmp_path / name) for name in ("exact", "moved")]
     main(["--dataset", dataset, "--predictions", *folders])
     printed = capsys.readouterr().out
