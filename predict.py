@@ -30,7 +30,7 @@ from modeling.inference import CROP_MARGIN, SCREENING_STRIDE
 from modeling.measurements import measure_volume
 from modeling.nifti_files import write_nifti
 from modeling.postprocessing import check_threshold, describe_removed, mask_from_probabilities, outline_threshold
-from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint
+from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint, weights_sha256
 from modeling.volume_files import MRVolume, read_volume
 
 TABLE = ("patient", "num_slices", "lesion_voxels", "volume_ml", "long_mm", "short_mm", "largest_slice", "warnings")
@@ -64,23 +64,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def patient_name(path: Path) -> str:
     """What results are called after: a folder's name, or a file's without its suffix."""
     return path.resolve().name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0] or path.name
-
-
-def files_of(path: Path) -> list[Path]:
-    """The file itself, or all files in a folder and its subfolders, without hidden ones.
-
-    Raises:
-        FileNotFoundError: no such path.
-        ValueError: an empty folder.
-    """
-    if not path.is_dir():
-        if not path.exists():
-            raise FileNotFoundError("there is no such file or folder")
-        return [path]
-    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    if not files:
-        raise ValueError("the folder holds no files")
-    return files
 
 
 def name_patients(paths: Sequence[Path]) -> dict[str, Path]:
@@ -122,7 +105,7 @@ def write_patient(
                 volume.headers,
                 volume.geometry,
                 model=Path(args.checkpoint).name,
-                weights_sha256=made_with["weights"],
+                weights_sha256=weights_sha256(args.checkpoint),
                 parameters={
                     "threshold": args.threshold,
                     "outline_threshold": outlined_at,
@@ -181,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     @lru_cache(maxsize=1)  # read once for the model and for the mask's space
     def read(name: str) -> MRVolume:
-        return read_volume(files_of(paths[name]))
+        return read_volume(paths[name])
 
     failures: dict[str, str] = {}
     done = segment_dataset(

@@ -4,6 +4,7 @@ import io
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import islice, pairwise, starmap
 
 import numpy as np
 from PIL import Image
@@ -72,7 +73,7 @@ def read_stack(name: str, members: list[tuple[int, InputFile]], mask: bool) -> S
     if not mask:
         check_intensities(label, voxels)
     warnings = []
-    absent = sorted(set(range(numbers[0], numbers[-1] + 1)) - set(numbers))
+    absent = list(islice((number for gap in starmap(range, pairwise(numbers)) for number in gap[1:]), 6))
     if absent:
         shown = ", ".join(map(str, absent[:5])) + (", …" if len(absent) > 5 else "")
         warnings.append(f"Between the slices {numbers[0]} and {numbers[-1]} of {label!r} some are missing: {shown}.")
@@ -89,7 +90,7 @@ def read_pages(file: InputFile, mask: bool = False) -> list[np.ndarray]:
     """The pages of an image file: `(H, W)` or `(H, W, 3)` each, at their own bit depth; opaque alpha is dropped.
 
     Raises:
-        VolumeFileError: a damaged image, too many pages or pixels, or other than grey or RGB.
+        VolumeFileError: a damaged image, too many pages or pixels, transparency, or other than grey or RGB.
     """
     data = io.BytesIO(file.read())
     pages = []
@@ -125,3 +126,5 @@ def check_page(name: str, image: Image.Image, count: int) -> None:
         raise VolumeFileError(
             f"{name!r} is of the colour space {image.mode}; accepted are grey and RGB slices of 8 or 16 bits."
         )
+    if "A" in image.getbands() and (";16" in raw_mode(image) or image.getchannel("A").getextrema()[0] < 255):
+        raise VolumeFileError(f"{name!r} has a transparency (alpha) channel, which is not read. Save it without.")

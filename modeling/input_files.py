@@ -1,10 +1,11 @@
-"""Files and members of zip archives alike: names, kinds and bytes. Nothing is unpacked to disk."""
+"""Files, those in folders and members of zip archives alike: names, kinds and bytes. Nothing is unpacked to disk."""
 
 import gzip
 import io
+import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -49,7 +50,7 @@ class VolumeFileError(ValueError):
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file, or a member of an archive: `name` as people know it, `kind` by its first bytes ("" where unknown)."""
+    """A file, or one in a folder or an archive: `name`, with its path there, and `kind` by its first bytes, or ""."""
 
     name: str
     kind: str
@@ -66,19 +67,19 @@ class InputFile:
 
 
 @contextmanager
-def open_inputs(paths: Iterable[str | Path]) -> Iterator[tuple[list[InputFile], list[str]]]:
-    """The readable files among `paths` and inside the zip archives among them, and the names of what was left out.
+def open_inputs(paths: str | Path | Iterable[str | Path]) -> Iterator[tuple[list[InputFile], list[str]]]:
+    """The readable files among `paths` and inside the folders and zip archives among them, and the names of the others.
 
-    Inside an archive other files are left out; a file that was chosen by itself must be of a known kind.
+    Inside a folder or an archive other files are left out; a file that was chosen by itself must be of a known kind.
 
     Raises:
         VolumeFileError: no file, too many or too large ones, an archive that is damaged, encrypted, too large or names
             files outside itself, or a file of another kind.
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file or folder.
     """
-    files, left_out = [], []
+    files, left_out, size = [], [], 0
     with ExitStack() as archives:
-        for path in map(Path, paths):
+        for path, name, chosen in list_files([paths] if isinstance(paths, str | os.PathLike) else paths):
             kind = kind_of(path.open)
             if kind == "zip":
                 archive = archives.enter_context(open_archive(path))
@@ -86,18 +87,49 @@ def open_inputs(paths: Iterable[str | Path]) -> Iterator[tuple[list[InputFile], 
                 if not found:
                     raise VolumeFileError(f"The archive {path.name!r} holds no files. {ACCEPTED}")
             else:
-                found = [InputFile(path.name, kind, path.read_bytes)]
-            for file in found:
-                if is_readable(file, chosen=kind != "zip"):
-                    files.append(file)
-                else:
-                    left_out.append(file.name)
+                found = [InputFile(name, kind, path.read_bytes)]
+            readable = [file for file in found if is_readable(file, chosen=chosen and kind != "zip")]
+            files += readable
+            left_out += [file.name for file in found if file not in readable]
+            size += path.stat().st_size if readable else 0
         if not files:
             what = f" ({', '.join(left_out[:3])})" if left_out else ""
             raise VolumeFileError(f"There is no image among the files{what}. {ACCEPTED}")
         if len(files) > MAX_FILES:
             raise VolumeFileError(f"{len(files):,} files came; at most {MAX_FILES:,} are read at a time.")
+        if size > MAX_BYTES:
+            raise VolumeFileError(
+                f"The files have {size / 1e6:,.0f} MB together; at most {MAX_BYTES / 1e6:.0f} MB are read."
+            )
         yield files, left_out
+
+
+def list_files(paths: Iterable[str | Path]) -> Iterator[tuple[Path, str, bool]]:
+    """(path, name, whether it was chosen by itself) of each file, and of those in folders that are no litter.
+
+    Raises:
+        VolumeFileError: no path, or a folder without files.
+        FileNotFoundError: no such file or folder.
+    """
+    paths = [Path(path) for path in paths]
+    if not paths:
+        raise VolumeFileError("There is no file yet. Choose the files of one volume.")
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"There is no file or folder {str(path)!r}.")
+        if not path.is_dir():
+            yield path, path.name, True
+            continue
+        found = [(file, file.relative_to(path)) for file in sorted(path.rglob("*")) if file.is_file()]
+        found = [(file, name.as_posix(), False) for file, name in found if not is_litter(name.parts)]
+        if not found:
+            raise VolumeFileError(f"The folder {path.name!r} holds no files. {ACCEPTED}")
+        yield from found
+
+
+def is_litter(parts: Sequence[str]) -> bool:
+    """Whether a path is hidden, or one that a system adds by itself."""
+    return any(part in LITTER or part.startswith(".") for part in parts)
 
 
 def is_readable(file: InputFile, chosen: bool) -> bool:
@@ -182,7 +214,7 @@ def archive_files(archive: zipfile.ZipFile, archive_name: str) -> Iterator[Input
                 f"The archive {archive_name!r} names a file outside itself ({member.filename[:80]!r}), which is not "
                 f"read. Make the archive again, from the folder itself."
             )
-        if LITTER & set(parts) or parts[-1].startswith("."):
+        if is_litter(parts):
             continue
         if member.flag_bits & 1:
             raise VolumeFileError(f"The archive {archive_name!r} is encrypted. Make it again without a password.")

@@ -44,7 +44,7 @@ def read_nifti(file: InputFile, *, mask: bool = False) -> Scan:
             data = unzip_bytes(data, int(size) + MAX_EXTENSION_BYTES)
         image = image_class.from_bytes(data)
         voxels = np.asarray(image.dataobj).reshape(shape)
-        affine, codes = image.affine, (image.header["sform_code"], image.header["qform_code"])
+        affine = image.affine
         unit = image.header.get_xyzt_units()[0]
     except (ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, zlib.error, struct.error) as error:
         raise damaged(file.name, error) from None
@@ -69,7 +69,7 @@ def read_nifti(file: InputFile, *, mask: bool = False) -> Scan:
         check_intensities(file.name, voxels)
 
     spacing, no_spacing, warnings = geometry.axial_spacing, "", []
-    if not any(codes):
+    if not has_orientation(image.header):
         warnings.append(
             f"{file.name!r} does not say how it is oriented (its qform and sform codes are 0); its third axis is taken "
             f"as the slices'. Check that the slices shown are axial."
@@ -85,6 +85,11 @@ def read_nifti(file: InputFile, *, mask: bool = False) -> Scan:
     return Scan(
         file.name, np.ascontiguousarray(geometry.to_axial(voxels)), geometry, spacing, no_spacing, tuple(warnings)
     )
+
+
+def has_orientation(header) -> bool:
+    """Whether a NIfTI header says how its voxels lie in space."""
+    return bool(header["sform_code"] or header["qform_code"])
 
 
 def check_header(name: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int]:

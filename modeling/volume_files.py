@@ -1,6 +1,6 @@
 """MR volumes from the files people have: NIfTI, DICOM series, multi-page TIFFs, numbered slices, and zips of these.
 
-    volume = read_volume(["flair.nii.gz", "t1_post.nii.gz"])
+    volume = read_volume(["flair.nii.gz", "t1_post.nii.gz"])           # or a folder, or a zip archive
     result = segment_volume(model, processor, volume.slices, spacing=volume.spacing)
     write_nifti(Path("mask.nii.gz"), result.mask, volume.geometry)     # from nifti_files, in the input's own space
 
@@ -16,8 +16,8 @@ import numpy as np
 
 from .dicom_files import read_scan, read_series
 from .image_stacks import read_stacks
-from .input_files import IMAGE_KINDS, MAX_BYTES, InputFile, VolumeFileError, open_inputs
-from .nifti_files import read_nifti
+from .input_files import IMAGE_KINDS, InputFile, VolumeFileError, open_inputs
+from .nifti_files import has_orientation, read_nifti
 from .scans import Scan
 from .volume_geometry import Geometry
 
@@ -26,12 +26,18 @@ NAMING = (
     "Name the files after their sequences, such as t1_pre.nii.gz, flair.nii.gz and t1_post.nii.gz, or give FLAIR alone."
 )
 MASK_NAME = re.compile(r"(?i)(^|[_\-. ])(mask|masks|seg|segmentation|label|labels|roi)\d*($|[_\-. ])")
-# Asked in this order: FLAIR after contrast is FLAIR, and a T1 is pre-contrast where nothing speaks of contrast.
+OTHER = r"(t2|(?<![a-z])(dwi|adc|dti|bold|swi|perf|loc|scout|survey|pd(?![a-z])|angio|tof))"
+NOT_OF_TREATMENT = (
+    r"(?![_\-. ]?(op|surg|treat|therap|rad|rt(?![a-z])|proc))"  # "pre" and "post" that are not of contrast
+)
+# Asked in this order: FLAIR after contrast is FLAIR, unless it is a T1 by fluid-attenuated inversion recovery, and a T1
+# is pre-contrast where nothing speaks of contrast.
 SEQUENCE_NAMES = (
-    ("flair", re.compile(r"flair|dark.?fluid|tirm|t2f(?![a-z])")),
-    ("pre", re.compile(r"(?<![a-z])pre(?!proc|op|surg)|nativ|without|non?.?contrast|t1n(?![a-z])")),
-    ("post", re.compile(r"t1c|gad|(?<![a-z])(gd|ce|km|c)(?![a-z])|post(?!op|.op|surg)|contrast|enhanc")),
-    ("other", re.compile(r"t2|(?<![a-z])(dwi|adc|dti|bold|swi|perf|loc|scout|survey|pd(?![a-z])|angio|tof)")),
+    ("flair", re.compile(r"(?<!t1)(?<!t1[_\-. ])flair|dark.?fluid|tirm|t2f(?![a-z])")),
+    ("other", re.compile(rf"^(?!.*(t1|mprage|spgr)).*{OTHER}")),  # a T2 after contrast is no T1
+    ("pre", re.compile(rf"(?<![a-z])pre{NOT_OF_TREATMENT}|nativ|without|non?.?contrast|t1n(?![a-z])")),
+    ("post", re.compile(rf"t1c|gad|(?<![a-z])(gd|ce|km|c)(?![a-z])|post{NOT_OF_TREATMENT}|contrast|enhanc")),
+    ("other", re.compile(OTHER)),
     ("pre", re.compile(r"t1|mprage|spgr")),
 )
 
@@ -67,14 +73,14 @@ class MRVolume:
         return self.slices[..., 1] if self.slices.ndim == 4 else self.slices
 
 
-def read_volume(paths: Iterable[str | Path]) -> MRVolume:
-    """Read one patient's volume from its files.
+def read_volume(paths: str | Path | Iterable[str | Path]) -> MRVolume:
+    """Read one patient's volume from its files, or all files in a folder and its subfolders.
 
     Raises:
         VolumeFileError: files that do not make up one volume; the text says what came and what to do.
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file or folder.
     """
-    with open_files(paths) as (files, left_out):
+    with open_inputs(paths) as (files, left_out):
         masks = [file for file in files if is_mask(file)]
         if len(masks) == len(files):
             raise VolumeFileError(f"By their names all files are masks ({files[0].name!r}, …); add the images.")
@@ -86,14 +92,14 @@ def read_volume(paths: Iterable[str | Path]) -> MRVolume:
     return combine(scans, warnings)
 
 
-def read_mask(paths: Iterable[str | Path], volume: MRVolume) -> np.ndarray:
+def read_mask(paths: str | Path | Iterable[str | Path], volume: MRVolume) -> np.ndarray:
     """Read a mask that was drawn on `volume`: `(S, H, W)` bool, all values above 0 being lesion.
 
     Raises:
         VolumeFileError: no mask, several, or one of other voxels than the volume's.
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file or folder.
     """
-    with open_files(paths) as (files, _):
+    with open_inputs(paths) as (files, _):
         named = [file for file in files if is_mask(file)]
         scans, _ = read_scans(named or files, mask=True)
     if len(scans) > 1:
@@ -101,6 +107,9 @@ def read_mask(paths: Iterable[str | Path], volume: MRVolume) -> np.ndarray:
         raise VolumeFileError(f"{len(scans)} masks came ({names}); give one, as one file or as numbered slices.")
     (scan,) = scans
     voxels = scan.voxels.max(axis=-1) if scan.voxels.ndim == 4 else scan.voxels
+    header = scan.geometry.nifti_header
+    if volume.geometry.affine is None and header is not None and not has_orientation(header):
+        voxels = scan.geometry.from_axial(voxels).transpose(2, 1, 0)  # as `write_nifti` lays out such a volume's
     values = np.unique(voxels)
     if len(values) > 16:
         raise VolumeFileError(
@@ -115,18 +124,6 @@ def read_mask(paths: Iterable[str | Path], volume: MRVolume) -> np.ndarray:
             f"Export it in the space of the FLAIR image."
         )
     return voxels > 0
-
-
-def open_files(paths: Iterable[str | Path]):
-    paths = [Path(path) for path in paths]
-    if not paths:
-        raise VolumeFileError("There is no file yet. Choose the files of one volume.")
-    total = sum(path.stat().st_size for path in paths)
-    if total > MAX_BYTES:
-        raise VolumeFileError(
-            f"The files have {total / 1e6:,.0f} MB together; at most {MAX_BYTES / 1e6:.0f} MB are read."
-        )
-    return open_inputs(paths)
 
 
 def is_mask(file: InputFile) -> bool:

@@ -74,7 +74,9 @@ def uploaded(path: str | os.PathLike) -> Path:
         path = Path(path).resolve()
     except (TypeError, ValueError, OSError, RuntimeError):
         raise InputError(ELSEWHERE) from None
-    if not any(path.is_relative_to(folder) for folder in (Path(get_upload_folder()).resolve(), EXAMPLES)):
+    if path.is_dir() or not any(
+        path.is_relative_to(folder) for folder in (Path(get_upload_folder()).resolve(), EXAMPLES)
+    ):
         raise InputError(ELSEWHERE)
     return path
 

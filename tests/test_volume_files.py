@@ -1,6 +1,7 @@
 """NIfTI files, slices and TIFF stacks, alone and in zips -> volumes, and masks back into the input's own space."""
 
 import gzip
+import io
 import itertools
 import struct
 
@@ -145,6 +146,18 @@ def test_nothing_that_may_name_a_person_goes_into_the_mask(tmp_path):
         ("flair/img_*", "flair"),
         ("TCGA_CS_4941_19960909_*", None),
         ("IM_0001", None),
+        ("AX T1 FLAIR", "pre"),
+        ("AX T1 FLAIR POST", "post"),
+        ("AX T2 POST", "other"),
+        ("ADC post", "other"),
+        ("t1c_on_t2", "post"),
+        ("T1 localizer", "other"),
+        ("preop_T1c", "post"),
+        ("pre-op_T1_Gd", "post"),
+        ("pretreatment_FLAIR", "flair"),
+        ("pre_RT_T1_post", "post"),
+        ("post_surgery_T1", "pre"),
+        ("post-RT_T1", "pre"),
     ],
 )
 def test_sequences_are_told_apart_by_name(name, sequence):
@@ -232,6 +245,31 @@ def test_a_zip_of_slices_is_read_without_its_litter(tmp_path):
     assert set(tmp_path.iterdir()) - before == {tmp_path / "patient.zip"}, "nothing is unpacked to disk"
 
 
+def test_a_folder_is_read_as_an_archive_of_it(tmp_path):
+    slices = head().slices
+    case = tmp_path / "case"
+    for channel, name in enumerate(("t1_pre", "flair", "t1_post")):
+        (case / name).mkdir(parents=True)
+        save_slices(case / name, slices[..., channel], "{}.png")
+    (case / ".git").mkdir()
+    for name in (".git/notes.png", "Thumbs.db", "._flair.png"):
+        (case / name).write_bytes(b"litter")
+    (case / "acquisition.json").write_text("{}")
+    for paths in (case, str(case), [case]):
+        volume = read_volume(paths)
+        np.testing.assert_array_equal(volume.slices, slices)
+        assert volume.warnings == ("1 file(s) that are no images were left out, such as 'acquisition.json'.",)
+
+    (case / "flair" / "3.png").write_bytes(b"no image")
+    with pytest.raises(VolumeFileError, match=r"'flair/3.png' is of no kind"):
+        read_volume(case)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(VolumeFileError, match="The folder 'empty' holds no files"):
+        read_volume(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        read_volume(tmp_path / "missing")
+
+
 def test_pages_of_a_tiff_are_slices(tmp_path):
     slices = head().slices
     np.testing.assert_array_equal(read_volume([save_pages(tmp_path / "stack.tif", slices)]).slices, slices)
@@ -272,6 +310,15 @@ def test_a_gap_in_the_numbers_is_said(tmp_path):
     assert any("some are missing: 7." in warning for warning in read_volume(paths).warnings)
 
 
+def test_numbers_that_count_no_slices_are_no_matter(tmp_path):
+    """As those that end a DICOM file's name, which is its identifier."""
+    for name, pixels in zip(("1.2.826.10", f"1.2.826.{10**30}"), head().slices, strict=False):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.slices, head().slices[:2])
+    assert any("some are missing: 11, 12, 13, 14, 15, …" in warning for warning in volume.warnings)
+
+
 def test_a_mask_on_other_voxels_or_an_image_is_no_mask(tmp_path):
     flair, mask = head().slices[..., FLAIR], head().mask
     volume = read_volume([save_nifti(tmp_path / "flair.nii", flair)])
@@ -286,6 +333,15 @@ def test_a_mask_on_other_voxels_or_an_image_is_no_mask(tmp_path):
     ):
         with pytest.raises(VolumeFileError, match=why):
             read_mask([path], volume)
+
+
+def test_a_mask_comes_back_as_it_was_written_where_the_volume_has_no_orientation(tmp_path):
+    slices, mask = head()
+    volume = read_volume(save_pages(tmp_path / "stack.tif", slices))
+    write_nifti(tmp_path / "mask.nii.gz", mask, volume.geometry)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.nii.gz", volume), mask)
+    save_nifti(tmp_path / "oriented.nii", mask)
+    np.testing.assert_array_equal(read_mask(tmp_path / "oriented.nii", volume), mask)
 
 
 # What cannot be read
@@ -317,6 +373,17 @@ def declared_size(*lengths: int) -> bytes:
 
 
 RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+
+
+def transparent() -> bytes:
+    """A square that is drawn by its opacity alone."""
+    pixels = np.full((64, 48, 4), 255, np.uint8)
+    pixels[20:30, 20:30, 3] = 0
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 UNREADABLE = {
     "text": ("notes.nii", b"Patient report\n" * 40, "of no kind that is known here"),
     "empty file": ("flair.nii.gz", b"", "of no kind"),
@@ -345,6 +412,7 @@ UNREADABLE = {
     "unknown type": ("flair.nii", nifti_bytes(70, struct.pack("<h", 99)), "damaged or incomplete"),
     "no space": ("flair.nii", nifti_bytes(280, b"\0" * 48), "valid orientation"),
     "damaged tiff": ("stack.tif", b"II*\0\x08\0\0\0\0\0" + b"\0" * 16, "damaged or incomplete"),
+    "transparent": ("alpha.png", transparent(), "transparency .* Save it without"),
     "empty zip": ("empty.zip", b"PK\x05\x06" + b"\0" * 18, "holds no files"),
     "damaged zip": ("broken.zip", b"PK\x03\x04" + b"\0" * 100, "is damaged"),
 }
