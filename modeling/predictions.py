@@ -5,10 +5,12 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.utils import cached_file
 
 from .inference import predict_volume
 
@@ -30,6 +32,28 @@ def volume_fingerprint(slices: np.ndarray) -> str:
     """SHA-256 of a volume's intensities, shape and dtype, as 64 hexadecimal digits."""
     digest = hashlib.sha256(f"{slices.dtype} {slices.shape}".encode())
     digest.update(np.ascontiguousarray(slices))
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=16)
+def weights_sha256(name_or_path: str) -> str:
+    """SHA-256 of a checkpoint's model.safetensors as it is stored, of shards one after another in order of their names.
+
+    Args:
+        name_or_path: a saved model's folder, or its name on the Hub.
+
+    Raises:
+        OSError: no such model, or other weights than safetensors.
+    """
+    names = ["model.safetensors"]
+    if not cached_file(name_or_path, names[0], _raise_exceptions_for_missing_entries=False):
+        index = json.loads(Path(cached_file(name_or_path, f"{names[0]}.index.json")).read_text())
+        names = sorted(set(index["weight_map"].values()))
+    digest = hashlib.sha256()
+    for name in names:
+        with Path(cached_file(name_or_path, name)).open("rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

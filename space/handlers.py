@@ -3,7 +3,6 @@
 They raise `InputError` for what people can mend. `modeling` is imported inside them, as it brings in PyTorch.
 """
 
-import hashlib
 import html
 import logging
 import math
@@ -90,18 +89,6 @@ def load(source: str):
     from modeling.inference import load_model
 
     return load_model(source)
-
-
-@lru_cache(maxsize=16)
-def weights_sha256(source: str) -> str:
-    """The SHA-256 of a model's weights file, in hexadecimal."""
-    from transformers.utils import cached_file
-
-    digest = hashlib.sha256()
-    with Path(cached_file(source, "model.safetensors")).open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def check_request(model: str, threshold: float, models: dict[str, str]) -> None:
@@ -196,6 +183,7 @@ def segment(
 
     from modeling.inference import segment_slice
     from modeling.input_checks import check_slice
+    from modeling.predictions import weights_sha256
     from modeling.test_time_augmentation import disagreement
     from modeling.visualization import flair_to_grey
 

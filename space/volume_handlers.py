@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .handlers import Progress, check_request, load, no_progress, weights_sha256
+from .handlers import Progress, check_request, load, no_progress
 from .results import (
     file_stem,
     first_path,
@@ -160,6 +160,7 @@ def segment_volume(
 def predict(volume, model: str, threshold: float, models, progress: Progress, start: float, share: float) -> Prediction:
     """One model's probabilities and mask of an `MRVolume`; takes `progress` from `start` on by `share`."""
     from modeling import inference, postprocessing
+    from modeling.predictions import weights_sha256
 
     progress(start, desc=f"Loading {model}")
     network, processor = load(models[model])

@@ -1,6 +1,7 @@
 """The command that segments many examinations."""
 
 import csv
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from pydicom import dcmread
 from tiny_models import tiny_model
 from volume_samples import AFFINE, SPACING, head, read_dicom_seg, save_dicom, save_nifti, save_slices, save_zip
 
@@ -72,6 +74,10 @@ def test_masks_and_measurements_of_all_kinds_of_input(scans, checkpoint, tmp_pat
     dora = np.asarray(nib.load(tmp_path / "dora_mask.nii.gz").dataobj).transpose(2, 1, 0)
     assert dora.any()
     seg = read_dicom_seg(tmp_path / "dora_mask_seg.dcm", list((scans / "dora").iterdir()))
+    (algorithm,) = (
+        dcmread(tmp_path / "dora_mask_seg.dcm").SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
+    )
+    assert algorithm.AlgorithmVersion == hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     np.testing.assert_array_equal(seg, dora)
 
     report = json.loads((tmp_path / "anna.json").read_text())

@@ -1,5 +1,6 @@
 """Predictions of many patients on disk."""
 
+import hashlib
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from tiny_models import tiny_model
 
 from modeling import BrainMRIImageProcessor
 from modeling.inference import predict_volume
-from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint
+from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint, weights_sha256
 
 PATIENTS = ["c", "a", "b"]
 MADE_WITH = {"weights": "0", "channels": "all"}
@@ -135,6 +136,19 @@ def test_a_kill_leaves_whole_files_only(tmp_path):
     process.wait()
     assert store.read("a").shape == (60, 64, 64)
     assert json.loads((tmp_path / "made_with.json").read_text()) == MADE_WITH
+
+
+def test_the_hash_of_weights_is_that_of_their_files(model, tmp_path):
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    whole = (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert weights_sha256(str(tmp_path / "whole")) == hashlib.sha256(whole).hexdigest()
+    shards = sorted((tmp_path / "shards").glob("*.safetensors"))
+    assert len(shards) > 1
+    expected = hashlib.sha256(b"".join(shard.read_bytes() for shard in shards)).hexdigest()
+    assert weights_sha256(str(tmp_path / "shards")) == expected
+    with pytest.raises(OSError, match="missing"):
+        weights_sha256(str(tmp_path / "missing"))
 
 
 def test_the_fingerprint_follows_the_weights(model):
