@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -28,12 +30,18 @@ def launch(processes: int, dataset: Path, output_dir: Path, *arguments: str) -> 
     command += ["--config_file", str(CONFIGS / "two_cpu_processes.yaml")]
     command += ["tests/tiny_training.py", "--model", "tiny", "--dataset", str(dataset), "--output_dir", str(output_dir)]
     command += ["--image_size", "48", "--batch_size", "4", "--epochs", "3", "--num_workers", "0", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600
-    )
-    assert result.returncode == 0, result.stderr
-    assert f"processes: {processes} on cpu" in result.stdout
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"}
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) as launcher:
+        try:
+            printed, errors = launcher.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            running = psutil.Process(launcher.pid)
+            for process in [*running.children(recursive=True), running]:
+                process.send_signal(signal.SIGABRT)  # which makes each say where it stands
+            pytest.fail(launcher.communicate()[1])
+    assert launcher.returncode == 0, errors
+    assert f"processes: {processes} on cpu" in printed
     return output_dir
 
 
