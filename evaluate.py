@@ -39,7 +39,7 @@ from modeling.inference import load_model, predict_volume
 from modeling.metrics import Summary, VolumeScores, score_volume, slice_dice, summarize
 from modeling.onnx_inference import OnnxModel, load_onnx_model
 from modeling.postprocessing import KEEP_FRACTION, MIN_VOXELS, check_threshold, mask_from_probabilities
-from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint
+from modeling.predictions import PredictionStore, model_fingerprint, segment_dataset
 from modeling.visualization import new_figure, plot_dice_per_patient, slice_sheet
 
 ENGINES = ("torch", "onnxruntime")  # what computes the network
@@ -88,7 +88,7 @@ class EvaluationResult:
 
     def to_dict(self) -> dict:
         """Summary and patients as JSON types; NaN becomes None."""
-        return _jsonable(
+        return without_nan(
             {
                 "num_patients": len(self.patients),
                 "summary": {"raw": asdict(self.raw), "postprocessed": asdict(self.postprocessed)},
@@ -347,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.predictions:
             # Neither device nor engine, which change no more than the rounding.
             made_with = {
-                "weights": weights_fingerprint(model),
+                "model": model_fingerprint(model),
                 "processor": processor.to_dict(),
                 "dataset": args.dataset,
                 "split": args.split,
@@ -437,12 +437,12 @@ def _number(value: float, digits: int = 3) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _jsonable(value):
+def without_nan(value):
     """JSON has no NaN: an undefined score becomes null."""
     if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

@@ -30,7 +30,7 @@ from modeling.inference import CROP_MARGIN, SCREENING_STRIDE
 from modeling.measurements import measure_volume
 from modeling.nifti_files import write_nifti
 from modeling.postprocessing import check_threshold, describe_removed, mask_from_probabilities, outline_threshold
-from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint, weights_sha256
+from modeling.predictions import PredictionStore, model_fingerprint, segment_dataset, weights_sha256
 from modeling.volume_files import MRVolume, read_volume
 
 TABLE = ("patient", "num_slices", "lesion_voxels", "volume_ml", "long_mm", "short_mm", "largest_slice", "warnings")
@@ -80,7 +80,7 @@ def name_patients(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def write_patient(
-    name: str, volume: MRVolume, store: PredictionStore, args: argparse.Namespace, made_with: dict
+    name: str, volume: MRVolume, store: PredictionStore, args: argparse.Namespace, provenance: dict
 ) -> None:
     """The masks and the measurements of a patient whose probabilities are in `store`."""
     probabilities = store.read(name)
@@ -105,7 +105,7 @@ def write_patient(
                 volume.headers,
                 volume.geometry,
                 model=Path(args.checkpoint).name,
-                weights_sha256=weights_sha256(args.checkpoint),
+                weights_sha256=provenance["weights_sha256"],
                 parameters={
                     "threshold": args.threshold,
                     "outline_threshold": outlined_at,
@@ -117,8 +117,7 @@ def write_patient(
             warnings.append(str(error))
     report = {
         "patient": name,
-        "checkpoint": args.checkpoint,
-        **made_with,
+        **provenance,
         "threshold": args.threshold,
         "outline_threshold": outlined_at,
         "postprocessing": not args.no_postprocessing,
@@ -157,8 +156,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             "crop_margin": None if args.whole_frame else CROP_MARGIN,
         }
         # Neither device nor engine, which change no more than the rounding.
-        made_with = {"weights": weights_fingerprint(model), "processor": processor.to_dict(), "options": options}
-        store = PredictionStore(args.output / "probabilities", made_with)
+        recipe = {"processor": processor.to_dict(), "options": options}
+        store = PredictionStore(args.output / "probabilities", {"model": model_fingerprint(model), **recipe})
+        provenance = {"checkpoint": args.checkpoint, "weights_sha256": weights_sha256(args.checkpoint), **recipe}
     except (OSError, ValueError) as error:
         sys.exit(f"predict.py: error: {error}")
 
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         process_index=state.process_index,
         num_processes=state.num_processes,
         failures=failures,
-        finish=lambda name: write_patient(name, read(name), store, args, made_with),
+        finish=lambda name: write_patient(name, read(name), store, args, provenance),
         progress=partial(tqdm, desc="patients", unit="patient", disable=not state.is_main_process),
         **options,
     )

@@ -30,7 +30,7 @@ from hub_dataset.splits import institution_of
 from modeling.card_inputs import TrainingRun
 from modeling.inference import load_model
 from modeling.metrics import VolumeScores
-from modeling.predictions import PredictionStore, weights_fingerprint
+from modeling.predictions import PredictionStore, model_fingerprint
 from modeling.views import VIEWS
 from training.folds import read_folds
 
@@ -56,10 +56,10 @@ def score_fold(
     if sorted(set(own["patient_id"])) != sorted(run.split["validation"]):
         raise ValueError(f"{run.path} was validated on other patients than the dataset has in this fold. Give its own.")
     model, processor = load_model(run.path / "last")
-    weights = weights_fingerprint(model)
+    fingerprint = model_fingerprint(model)
 
     def score(channels: str, number: int, extend: bool) -> list[PatientResult]:
-        made_with = {"weights": weights, "processor": processor.to_dict(), "channels": channels, "views": number}
+        made_with = {"model": fingerprint, "processor": processor.to_dict(), "channels": channels, "views": number}
         name = f"fold{run.arguments['fold']}-{channels}" + (f"-{number}-views" if number > 1 else "")
         return evaluate_split(
             model,

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from .inference import load_model
 from .onnx_export import REQUIRED, export_onnx
-from .predictions import weights_fingerprint
+from .predictions import model_fingerprint
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -120,11 +120,11 @@ def graph_folder() -> Path:
 def graph_fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 of all that a model's graph depends on, as 64 hexadecimal digits.
 
-    That is its configuration and weights, the versions of transformers (which the configuration has) and PyTorch, and
-    the code of this package that makes the graph.
+    That is its configuration and weights, the versions of transformers (which loaded it) and PyTorch, and the code of
+    this package that makes the graph.
     """
     digest = hashlib.sha256()
-    for part in (model.config.to_json_string(), weights_fingerprint(model), torch.__version__):
+    for part in (model.config.transformers_version, model_fingerprint(model), torch.__version__):
         digest.update(f"{part}\n".encode())
     for pattern in SOURCES:
         for source in sorted(Path(__file__).parent.glob(pattern)):

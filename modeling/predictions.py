@@ -17,11 +17,13 @@ from .inference import predict_volume
 logger = logging.getLogger(__name__)
 
 MADE_WITH = "made_with.json"
+NO_MATTER = ("transformers_version", "architectures", "dtype")  # of a configuration, to what comes out
 
 
-def weights_fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 of a model's parameters and statistics, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 of a model's configuration, parameters and statistics, as 64 hexadecimal digits."""
+    config = {name: value for name, value in model.config.to_diff_dict().items() if name not in NO_MATTER}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()))

@@ -13,7 +13,7 @@ from modeling.image_processing_brain_mri import FLAIR
 from modeling.inference import load_model
 from modeling.metrics import score_volume, summarize
 from modeling.postprocessing import mask_from_probabilities
-from modeling.predictions import PredictionStore, weights_fingerprint
+from modeling.predictions import PredictionStore, model_fingerprint
 
 pytest_plugins = ["training_fixtures"]
 
@@ -36,7 +36,7 @@ def keep_predictions(run, fold: int, dataset: str, folder, shift: int) -> dict:
     scores = {}
     for channels in ("all", "flair"):
         made_with = {
-            "weights": weights_fingerprint(model),
+            "model": model_fingerprint(model),
             "processor": processor.to_dict(),
             "channels": channels,
             "views": 1,

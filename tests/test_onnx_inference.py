@@ -22,7 +22,7 @@ import predict
 from modeling import BrainMRIImageProcessor, UNetConfig, UNetForSemanticSegmentation, onnx_inference
 from modeling.inference import load_model, predict_volume, segment_slice
 from modeling.onnx_inference import OnnxModel, graph_fingerprint, load_onnx_model
-from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint
+from modeling.predictions import PredictionStore, model_fingerprint, segment_dataset
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 for name in PACKAGES:
@@ -129,7 +129,7 @@ def test_slices_and_volumes_have_the_probabilities_of_pytorch(checkpoint, two_th
 def test_it_stands_for_the_model_in_evaluation_mode(checkpoint):
     model, _ = load_onnx_model(checkpoint)
     reference, _ = load_model(checkpoint)
-    assert weights_fingerprint(model) == weights_fingerprint(reference)
+    assert model_fingerprint(model) == model_fingerprint(reference)
     assert model.config.to_dict() == reference.config.to_dict()
     assert (model.device.type, model.dtype, model.training) == ("cpu", torch.float32, False)
     assert model.eval() is model
@@ -265,7 +265,7 @@ def test_predict_goes_on_with_what_another_engine_computed(run_predict):
     run_predict("torch", "first")
     assert kept.stat().st_mtime_ns == before
     reports = [json.loads((folder / "anna.json").read_text()) for folder in (first, second)]
-    assert reports[0]["weights"] == reports[1]["weights"]
+    assert reports[0]["weights_sha256"] == reports[1]["weights_sha256"]
 
 
 def test_predict_says_what_the_engine_needs(run_predict, new_home, monkeypatch, tmp_path):

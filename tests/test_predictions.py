@@ -13,7 +13,7 @@ from tiny_models import tiny_model
 
 from modeling import BrainMRIImageProcessor
 from modeling.inference import predict_volume
-from modeling.predictions import PredictionStore, segment_dataset, weights_fingerprint, weights_sha256
+from modeling.predictions import PredictionStore, model_fingerprint, segment_dataset, weights_sha256
 
 PATIENTS = ["c", "a", "b"]
 MADE_WITH = {"weights": "0", "channels": "all"}
@@ -151,7 +151,11 @@ def test_the_hash_of_weights_is_that_of_their_files(model, tmp_path):
         weights_sha256(str(tmp_path / "missing"))
 
 
-def test_the_fingerprint_follows_the_weights(model):
-    assert weights_fingerprint(model) == weights_fingerprint(tiny_model("unet-4level"))
-    assert weights_fingerprint(model) != weights_fingerprint(tiny_model("unet-4level", seed=1))
-    assert len(weights_fingerprint(model)) == 64
+def test_the_fingerprint_follows_weights_and_configuration(model, tmp_path):
+    fingerprint = model_fingerprint(model)
+    assert len(fingerprint) == 64
+    assert fingerprint == model_fingerprint(tiny_model("unet-4level"))
+    assert fingerprint != model_fingerprint(tiny_model("unet-4level", seed=1))
+    model.save_pretrained(tmp_path)
+    assert fingerprint == model_fingerprint(type(model).from_pretrained(tmp_path))
+    assert fingerprint != model_fingerprint(type(model).from_pretrained(tmp_path, temperature=2.0))
