@@ -31,14 +31,14 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 from tqdm import tqdm
 
-from hub_dataset.loading import load_splits
-from hub_dataset.patients import Patient, group_by_patient, read_patient
+from hub_dataset.patients import Patient, read_patient
 from modeling.brain_region import brain_region
 from modeling.image_processing_brain_mri import FLAIR, BrainMRIImageProcessor, normalize_intensities, to_channels
 from modeling.metrics import VolumeScores, score_volume, slice_dice
 from modeling.postprocessing import fill_holes, largest_component, mask_from_probabilities
 from modeling.visualization import new_figure
 
+from .kept_predictions import find_predictions, read_prediction
 from .tables import SCORES, score_cells, table
 
 THRESHOLD = 0.5
@@ -59,7 +59,7 @@ VARIANTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def parse_args() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
     parser.add_argument("--predictions", nargs="+", type=Path, required=True, help="folders from evaluate.py")
@@ -68,7 +68,7 @@ def parse_args() -> argparse.Namespace:
         "--no_extend", action="store_true", help="groups of slices: outlines as the threshold gave them"
     )
     parser.add_argument("--figure", type=Path, help="reliability diagram (PNG)")
-    return parser.parse_args()
+    return parser
 
 
 def brain(patient: Patient) -> np.ndarray:
@@ -193,12 +193,14 @@ def draw_reliability(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Pat
 
 
 def main() -> None:
-    args = parse_args()
-    split = load_splits(args.dataset)[args.split]
-    rows_of = group_by_patient(split)
-    names = [folder.name for folder in args.predictions]
+    parser = make_parser()
+    args = parser.parse_args()
+    try:
+        split, rows_of, models = find_predictions(args.dataset, args.split, args.predictions)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
     truths, brains, brightness = [], [], []
-    predictions = {name: [] for name in names}
+    predictions = {name: [] for name in models}
     for patient_id in tqdm(sorted(rows_of), desc="patients"):
         patient = read_patient(split, patient_id, rows_of[patient_id])
         truths.append(patient.truth)
@@ -208,9 +210,8 @@ def main() -> None:
             for image, lesion in zip(patient.slices, patient.truth, strict=True)
             if lesion.any()
         ]
-        for name, folder in zip(names, args.predictions, strict=True):
-            with np.load(folder / f"{patient_id}.npz") as file:
-                predictions[name].append(file["probabilities"])
+        for name, folder in models.items():
+            predictions[name].append(read_prediction(folder, patient_id))
 
     lesion = [truth[truth.any(axis=(1, 2))] for truth in truths]
     areas = np.concatenate([mask.sum(axis=(1, 2)) for mask in lesion])

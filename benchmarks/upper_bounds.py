@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from hub_dataset.loading import load_splits
-from hub_dataset.patients import group_by_patient, read_patient
+from hub_dataset.patients import read_patient
 from modeling.metrics import confusion_counts, dice
 from modeling.postprocessing import mask_from_probabilities
 
+from .kept_predictions import find_predictions, read_prediction
 from .tables import mean_and_interval, table
 
 
@@ -73,18 +73,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", default="validation")
     args = parser.parse_args(argv)
 
-    split = load_splits(args.dataset)[args.split]
-    names = [folder.name for folder in args.predictions]
-    pairs = list(combinations(names, 2))
-    bounds = {name: [] for name in names}
+    try:
+        split, rows_of, models = find_predictions(args.dataset, args.split, args.predictions)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    pairs = list(combinations(models, 2))
+    bounds = {name: [] for name in models}
     agreement = []
-    rows_of = group_by_patient(split)
     for patient_id in tqdm(sorted(rows_of), desc="patients"):
         truth = read_patient(split, patient_id, rows_of[patient_id]).truth
         masks, scores = {}, []
-        for name, folder in zip(names, args.predictions, strict=True):
-            with np.load(folder / f"{patient_id}.npz") as file:
-                probabilities = file["probabilities"]
+        for name, folder in models.items():
+            probabilities = read_prediction(folder, patient_id)
             masks[name] = mask_from_probabilities(probabilities)
             scores.append(dice(confusion_counts(masks[name], truth)))
             by_slice = best_dice(probabilities, truth)
@@ -94,8 +94,8 @@ def main(argv: list[str] | None = None) -> None:
 
     print(f"{len(agreement)} patients of {args.split}; Dice per patient, mean (95 % CI)\n")
     header = ["model", "post-processed", "each patient's best threshold", "each slice's best threshold"]
-    print(table(header, [[name, *map(mean_and_interval, zip(*bounds[name], strict=True))] for name in names]))
-    header = ["patient", *(f"{name}, reader" for name in names), *(f"{one}, {other}" for one, other in pairs)]
+    print(table(header, [[name, *map(mean_and_interval, zip(*bounds[name], strict=True))] for name in models]))
+    header = ["patient", *(f"{name}, reader" for name in models), *(f"{one}, {other}" for one, other in pairs)]
     lines = [
         [patient_id, *(f"{score:.2f}" for score in scores)]
         for patient_id, scores in zip(sorted(rows_of), agreement, strict=True)

@@ -1,5 +1,6 @@
 """The best Dice that thresholds can give, against trying all of them, and the script on kept predictions."""
 
+import shutil
 from itertools import product
 
 import numpy as np
@@ -64,6 +65,18 @@ def test_the_script_sets_models_beside_the_reader_and_one_another(tmp_path, caps
         for patient_id, rows in group_by_patient(split).items():
             patient = read_patient(split, patient_id, rows)
             store.write(patient_id, np.roll(patient.truth, shift, axis=2).astype(np.float32), patient.slices)
+    refused = {
+        "absent from": ["--split", "val", "--predictions", str(tmp_path / "exact")],
+        "both be called 'exact'": ["--predictions", str(tmp_path / "exact"), str(tmp_path / "other" / "exact")],
+        "no predictions of 1 of the": ["--predictions", str(tmp_path / "short")],
+    }
+    for folder in ("other/exact", "short"):
+        shutil.copytree(tmp_path / "exact", tmp_path / folder)
+    next((tmp_path / "short").glob("*.npz")).unlink()
+    for why, arguments in refused.items():
+        with pytest.raises(SystemExit):
+            main(["--dataset", dataset, *arguments])
+        assert why in capsys.readouterr().err
     folders = [str(tmp_path / name) for name in ("exact", "moved")]
     main(["--dataset", dataset, "--predictions", *folders])
     printed = capsys.readouterr().out
