@@ -46,8 +46,8 @@ from training.cpu import keep_freed_memory, memory_format_for
 from training.distillation import load_teacher, teacher_logits
 from training.distributed import launched_alone, synchronize_batch_norm, whole_batch
 from training.dry_run import print_estimate
-from training.recipe import ema_update, image_size_at, make_optimizer, model_config
-from training.run_folder import Progress, RunFolder
+from training.recipe import ema_update, image_size_at, make_optimizer, model_config, set_hyperparameters
+from training.run_folder import FIXED, Progress, RunFolder
 from training.trackers import start_tracker
 
 
@@ -55,8 +55,8 @@ def prepare_data(args: argparse.Namespace) -> tuple[DatasetDict | dict[str, Stre
     """The dataset's splits, and the sampler of training batches.
 
     Raises:
-        OSError, ValueError: no such dataset, a split, column or mask missing, too few patients for the folds, or too
-            few slices for a batch.
+        OSError, ValueError: no such dataset, a split, column or mask missing, too few patients for the folds, no lesion
+            in validation, or too few slices for a batch.
     """
     splits = stream_splits(args.dataset) if args.streaming else load_splits(args.dataset)
     for name in ("train", "validation"):
@@ -67,6 +67,8 @@ def prepare_data(args: argparse.Namespace) -> tuple[DatasetDict | dict[str, Stre
             raise ValueError(f"{missing} slices in the split {name!r} of {args.dataset} have no mask to learn from.")
     if args.folds is not None:
         splits = split_by_fold(splits, args.folds, args.fold)
+    if not any(splits["validation"]["has_lesion"]):
+        raise ValueError(f"No slice of the validation patients in {args.dataset} has a lesion, so none has a Dice.")
     slices = splits["train"]
     settings = {
         "batch_size": args.batch_size,
@@ -91,10 +93,12 @@ def main(argv: list[str] | None = None) -> None:
 def train(args: argparse.Namespace) -> None:
     run = RunFolder(args.output_dir)
     states = run.states
-    if states and not (args.resume or args.dry_run):
+    if run.started and not (args.resume or args.dry_run):
         sys.exit(f"{args.output_dir} already holds a run. Go on with --resume, or choose another --output_dir.")
     if args.resume and not run.arguments:
         sys.exit(f"--resume: {args.output_dir} holds no run. Start it without --resume.")
+    if args.resume:
+        run.check_states()
 
     # 1. Accelerator and seed
     accelerator = Accelerator(
@@ -107,9 +111,12 @@ def train(args: argparse.Namespace) -> None:
     )
     args.mixed_precision = accelerator.mixed_precision  # the launcher's choice, recorded with the others
     changed = run.changed_arguments(args) if args.resume else {}
-    for name in changed.keys() & {"model", "config"}:
+    for name in filter(changed.__contains__, FIXED):
         before, now = changed[name]
-        sys.exit(f"--resume: {args.output_dir} holds a run of {before}, not of {now}.")
+        sys.exit(
+            f"--resume: {args.output_dir} holds a run of --{name} {before}, not of {now}. Choose another --output_dir; "
+            f"`--init_from {args.output_dir / 'best'}` starts from its weights."
+        )
     if launched_alone():
         print(
             "train.py: warning: `accelerate launch --cpu` has started one process only. For several on the CPU: "
@@ -208,7 +215,9 @@ def train(args: argparse.Namespace) -> None:
     # 4. The run's folder, or where it stood
     if states:
         run.check_patients(patients)
+        hyperparameters = [{**group, "params": None} for group in optimizer.param_groups]
         run.load_state(accelerator)
+        set_hyperparameters(optimizer, scheduler.scheduler, hyperparameters)
         accelerator.print(f"Resuming after {progress.epoch} epochs and {progress.batch} batches ({states[-1].name})")
     log = run.read_log(progress.epoch)
     if accelerator.is_main_process:

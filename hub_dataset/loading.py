@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, config, load_dataset
+from PIL import Image
 from torch.utils.data import Sampler
 from transformers import BaseImageProcessor
 
@@ -97,6 +98,12 @@ def head_box(image: np.ndarray) -> Box:
     return Box((top + bottom) / 2, (left + right) / 2, bottom - top, right - left)
 
 
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) of an image of the dataset; a grey one is FLAIR, in all channels."""
+    pixels = np.asarray(image)
+    return np.repeat(pixels[..., None], 3, axis=-1) if pixels.ndim == 2 else pixels
+
+
 def is_empty(image: np.ndarray) -> bool:
     """Whether FLAIR is constant in (H, W, 3), so that there is nothing to normalise."""
     return image[..., FLAIR].min() == image[..., FLAIR].max()
@@ -109,7 +116,7 @@ def relative_head_sizes(split: Dataset) -> np.ndarray:
     """
 
     def measure(image):
-        height, width = relative_head_size(np.asarray(image))
+        height, width = relative_head_size(pixels_of(image))
         return {"head_height": height, "head_width": width}
 
     sizes = split.map(measure, input_columns=["image"], remove_columns=split.column_names, desc="Finding the head")
@@ -150,7 +157,7 @@ def measure_split(split: Dataset) -> np.ndarray:
     """
 
     def measure(image):
-        return measure_slice(np.asarray(image))._asdict()
+        return measure_slice(pixels_of(image))._asdict()
 
     measured = split.map(
         measure, input_columns=["image"], remove_columns=split.column_names, desc="Measuring intensities"
@@ -205,7 +212,7 @@ def training_sample(
     augmentation = sample_augmentation(generator, augmentation_strength, processor.volume_share)
     if channels == "flair":
         augmentation = replace(augmentation, flair_copies=FLAIR_ALONE)
-    image, mask = np.asarray(row["image"]), np.asarray(row["mask"])
+    image, mask = pixels_of(row["image"]), np.asarray(row["mask"].convert("L"))
     return {"index": key.index, **make_sample(image, mask, key, augmentation, processor.clip, volume)}
 
 

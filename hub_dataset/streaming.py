@@ -24,6 +24,7 @@ from .loading import (
     find_dataset,
     intensities_by_patient,
     measure_slice,
+    pixels_of,
     relative_head_size,
     training_sample,
 )
@@ -253,7 +254,7 @@ class StreamedBatchSampler(LesionBatchSampler):
         rows = dict(enumerate(self.split.read(group), self.split.starts[group]))
         first, last = self.split.starts[group : group + 2]
         if np.isnan(self.intensities[first:last]).any():
-            images = [np.asarray(decoded(row)["image"]) for row in rows.values()]
+            images = [pixels_of(decoded(row)["image"]) for row in rows.values()]
             patient_ids = [row["patient_id"] for row in rows.values()]
             self.intensities[first:last] = intensities_by_patient(patient_ids, list(map(measure_slice, images)))
             self.head_sizes[first:last] = [relative_head_size(image) for image in images]

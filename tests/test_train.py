@@ -6,15 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_training import read_log
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import train
+from hub_dataset.folds import write_splits
 from hub_dataset.loading import load_splits
 from modeling.card_inputs import read_run
+from modeling.image_processing_brain_mri import FLAIR
 from training.recipe import ema_update, image_size_at, parse_stage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +64,36 @@ class TestRun:
         assert shares == [0, 0.5]
         losses = [read_log(folder)[0]["train_loss"] for folder in folders]
         assert losses[0] != losses[1]
+
+    def test_grey_flair_trains_as_flair_in_every_channel(self, run, phantom_dataset_dir, tmp_path):
+        splits = load_splits(str(phantom_dataset_dir))
+
+        def grey(row: dict) -> dict:
+            flair = np.asarray(row["image"])[..., FLAIR].copy()
+            flair[:4] = flair[:, :4] = 0  # as much of a slice around the head is
+            return {"image": Image.fromarray(flair)}
+
+        def colour(row: dict) -> dict:
+            return {"image": Image.fromarray(np.repeat(np.asarray(row["image"])[..., None], 3, axis=-1))}
+
+        rows = []
+        for name, change in (("grey", grey), ("colour", colour)):
+            splits = splits.map(change)
+            write_splits(splits, tmp_path / name)
+            rows += read_log(run("--epochs", "1", "--dataset", str(tmp_path / name), folder=f"of_{name}"))
+        for row in rows:
+            del row["seconds"]
+        assert rows[0] == rows[1]
+        assert rows[0]["train_loss"] > 0.1
+
+    def test_an_undefined_score_is_null_in_the_log(self, run, phantom_dataset_dir, tmp_path):
+        splits = load_splits(str(phantom_dataset_dir))
+        splits["validation"] = splits["validation"].filter(lambda row: row["has_lesion"])  # no empty slice
+        write_splits(splits, tmp_path / "data")
+        folder = run("--epochs", "1", "--dataset", str(tmp_path / "data"))
+        for path in (folder / "log.jsonl", folder / "best" / "metrics.json"):
+            row = json.loads(path.read_text(), parse_constant=pytest.fail)
+            assert row["validation_false_alarm_rate"] is None
 
     def test_training_lowers_the_loss(self, run):
         rows = read_log(run("--epochs", "6", "--learning_rate", "0.01", "--validate_every", "6", "--loss", "bce"))
@@ -130,6 +164,22 @@ class TestResume:
         arguments = json.loads((folder / "args.json").read_text())
         assert arguments["epochs"] == 2
         assert arguments["changed_on_resume"] == [{"after_epochs": 1, "epochs": [1, 2]}]
+
+    def test_goes_on_with_other_hyperparameters(self, run, monkeypatch):
+        run("--epochs", "1", "--learning_rate", "0.01", "--weight_decay", "0.1")
+        optimizers, make_optimizer = [], train.make_optimizer
+
+        def spy(*args):
+            optimizers.append(make_optimizer(*args))
+            return optimizers[-1]
+
+        monkeypatch.setattr(train, "make_optimizer", spy)
+        changed = ["--learning_rate", "0.002", "--weight_decay", "0.3", "--momentum", "0.7", "--beta2", "0.9"]
+        resumed = read_log(run("--epochs", "3", "--resume", *changed))
+        assert {group["weight_decay"] for group in optimizers[-1].param_groups} == {0, 0.3}
+        assert {group["betas"] for group in optimizers[-1].param_groups} == {(0.7, 0.9)}
+        never_stopped = read_log(run("--epochs", "3", *changed, folder="other"))
+        assert [row["learning_rate"] for row in resumed[1:]] == [row["learning_rate"] for row in never_stopped[1:]]
 
     def test_the_launchers_precision_is_an_argument_as_others(self, run, monkeypatch, capsys):
         run("--epochs", "1")

@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,17 +41,36 @@ class TestArguments:
     def test_a_run_of_another_model(self, run, monkeypatch):
         run("--epochs", "1")
         monkeypatch.setitem(PRESETS, "other", UNetConfig(hidden_sizes=[4, 6], encoder_depths=[1, 1]))
-        with pytest.raises(SystemExit, match="holds a run of tiny, not of other"):
+        with pytest.raises(SystemExit, match="holds a run of --model tiny, not of other"):
             run("--model", "other", "--resume")
 
     def test_a_run_of_another_configuration(self, run):
         run("--epochs", "1")
-        with pytest.raises(SystemExit, match=r"holds a run of {}, not of {'hidden_sizes': \[4, 6\]}"):
+        with pytest.raises(SystemExit, match=r"holds a run of --config {}, not of {'hidden_sizes': \[4, 6\]}"):
             run("--config", "hidden_sizes=[4, 6]", "--resume")
+
+    def test_a_run_in_other_steps(self, run):
+        run("--epochs", "1")
+        with pytest.raises(SystemExit, match=r"holds a run of --batch_size 4, not of 8.*--init_from"):
+            run("--batch_size", "8", "--resume")
+
+    def test_a_run_whose_states_were_deleted(self, run):
+        folder = run("--epochs", "2")
+        shutil.rmtree(folder / "checkpoints")
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for arguments, message in ((["--resume"], "none of its states"), ([], "already holds a run")):
+            with pytest.raises(SystemExit, match=message):
+                run("--epochs", "2", *arguments)
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
+            (["--seed", "-1"], "from 0 to 4294967295, not -1"),
+            (["--num_workers", "-1"], "--num_workers must be finite and not negative"),
+            (["--learning_rate", "nan"], "--learning_rate must be finite and not negative, but is nan"),
+            (["--config", "num_channels=1"], "slices have three channels"),
+            (["--image_size", "256", "128"], "two stages that start at the same time"),
             (["--model", "resnet"], "invalid choice: 'resnet'"),
             (["--config", "depth"], "'depth' is not NAME=VALUE"),
             (["--config", "depth=3"], "UNetConfig has no depth; it has "),
@@ -99,6 +119,12 @@ class TestDataset:
     def test_an_empty_split(self, run, splits, tmp_path, name):
         data = write_dataset({**splits, name: splits[name].select([])}, tmp_path / "data")
         with pytest.raises(SystemExit, match=f"every split needs at least one slice.*{name}"):
+            run("--dataset", data)
+
+    def test_a_validation_split_without_a_lesion(self, run, splits, tmp_path):
+        empty = splits["validation"].filter(lambda row: not row["has_lesion"])
+        data = write_dataset({**splits, "validation": empty}, tmp_path / "data")
+        with pytest.raises(SystemExit, match=r"No slice of the validation patients .* has a lesion"):
             run("--dataset", data)
 
     def test_batches_larger_than_the_dataset(self, run):

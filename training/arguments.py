@@ -1,6 +1,7 @@
 """The command line of train.py."""
 
 import argparse
+import math
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -63,18 +64,29 @@ def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
         model_config(args)
     except (ValueError, StrictDataclassError) as error:
         parser.error(f"--config: {error}")
+    if model_config(args).num_channels != 3:
+        parser.error(
+            "--config num_channels=...: slices have three channels; for FLAIR alone there is --channels flair."
+        )
     args.image_size = sorted(args.image_size)
+    if len({start for start, _ in args.image_size}) < len(args.image_size):
+        parser.error("--image_size has two stages that start at the same time, for instance `128 256@80%`.")
     if args.image_size[0][0] != 0:
         parser.error("--image_size needs a first stage without @, for instance `128 256@80%`.")
     for name in ("epochs", "batch_size", "gradient_accumulation_steps", "validate_every", "keep_checkpoints"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(args, name)}.")
-    for name in ("learning_rate", "weight_decay", "max_grad_norm", "augmentation", "empty_ratio", "patience"):
-        if getattr(args, name) < 0:
-            parser.error(f"--{name} must not be negative, but is {getattr(args, name)}.")
+    for name in (
+        *("learning_rate", "pretrained_lr_factor", "weight_decay", "max_grad_norm", "augmentation", "empty_ratio"),
+        *("patience", "num_workers", "checkpoint_minutes"),
+    ):
+        if not 0 <= getattr(args, name) < math.inf:
+            parser.error(f"--{name} must be finite and not negative, but is {getattr(args, name)}.")
     for name in ("momentum", "beta2", "ema_decay", "warmup_ratio"):
         if not 0 <= getattr(args, name) < 1:
             parser.error(f"--{name} must be from 0 to under 1, not {getattr(args, name)}.")
+    if not 0 <= args.seed < 2**32:
+        parser.error(f"--seed must be from 0 to {2**32 - 1}, not {args.seed}.")
     if not 0 <= args.volume_share <= 1:
         parser.error(f"--volume_share must be from 0 to 1, not {args.volume_share}.")
     return args

@@ -3,9 +3,10 @@
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modeling.presets import preset_config
@@ -61,6 +62,19 @@ def make_optimizer(model: PreTrainedModel, pretrained: set[str], args: argparse.
     if args.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=args.momentum, nesterov=args.momentum > 0)
     return torch.optim.AdamW(parameters, betas=(args.momentum, args.beta2))
+
+
+def set_hyperparameters(optimizer: torch.optim.Optimizer, scheduler: LambdaLR, groups: Sequence[dict]) -> None:
+    """Give a loaded optimiser these options of its parameter groups, such as the weight decay, and where its schedule
+    stands the learning rates that follow from their `initial_lr`: a loaded state brings the options it was saved with.
+    """
+    for group, options in zip(optimizer.param_groups, groups, strict=True):
+        group.update({name: value for name, value in options.items() if name != "params"})
+    scheduler.base_lrs = [options["initial_lr"] for options in groups]
+    factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+    scheduler._last_lr = [rate * factor for rate, factor in zip(scheduler.base_lrs, factors, strict=True)]
+    for group, learning_rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = learning_rate
 
 
 def ema_update(decay: float) -> Callable:

@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from evaluate import write_atomically
+from evaluate import without_nan, write_atomically
 from modeling import BrainMRIImageProcessor
 
+# Arguments that may not: the schedule and the states are counted in steps of these.
+FIXED = ("model", "config", "optimizer", "batch_size", "gradient_accumulation_steps", "empty_ratio")
 # Arguments that may differ on resume without a word: they do not shape the result.
 HARMLESS = {
     *("resume", "output_dir", "num_workers", "checkpoint_minutes", "keep_checkpoints"),
@@ -60,6 +62,11 @@ class RunFolder:
         return sorted(self.checkpoints.glob("step_*"))
 
     @property
+    def started(self) -> bool:
+        """Whether there is anything of a run that a new one would overwrite."""
+        return bool(self.states or self.read_log())
+
+    @property
     def arguments(self) -> dict:
         """The recorded arguments of the run, empty before there are any."""
         path = self.path / "args.json"
@@ -94,14 +101,14 @@ class RunFolder:
             else:
                 previous.rename(final)
 
-    def read_log(self, epochs: int) -> list[dict]:
+    def read_log(self, epochs: float = math.inf) -> list[dict]:
         """Rows of the first `epochs` epochs; a killed process may have logged one more than its last state holds."""
         path = self.path / "log.jsonl"
         rows = map(json.loads, path.read_text().splitlines()) if path.exists() else []
         return [row for row in rows if row["epoch"] <= epochs]
 
     def write_log(self, rows: list[dict]) -> None:
-        self.write("log.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+        self.write("log.jsonl", "".join(json.dumps(without_nan(row), allow_nan=False) + "\n" for row in rows).encode())
 
     def write_json(self, name: str, content: dict) -> None:
         self.write(name, json.dumps(content, indent=2, default=str).encode() + b"\n")
@@ -114,6 +121,14 @@ class RunFolder:
     def write(self, name: str, content: bytes) -> None:
         with self._writing(self.path / name):
             write_atomically(self.path / name, content)
+
+    def check_states(self) -> None:
+        """End the process where the run has come further than the states that are there, so that they were deleted."""
+        if not self.states and len(self.read_log()) > 1:
+            sys.exit(
+                f"--resume: {self.path} holds a run, but none of its states in checkpoints/ to go on from. Choose "
+                f"another --output_dir; `--init_from {self.path / 'best'}` starts from its weights."
+            )
 
     def check_patients(self, patients: dict[str, list[str]]) -> None:
         """End the process where the run was trained on, or validated with, other patients than these of each split."""
@@ -160,7 +175,8 @@ class RunFolder:
             shutil.rmtree(unfinished, ignore_errors=True)
             model.save_pretrained(unfinished)
             processor.save_pretrained(unfinished)
-            (unfinished / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+            text = json.dumps(without_nan(metrics), indent=2, allow_nan=False)
+            (unfinished / "metrics.json").write_text(text + "\n")
             replace_folder(unfinished, self.path / name)
 
     @contextmanager
