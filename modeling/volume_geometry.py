@@ -76,10 +76,15 @@ class Geometry:
 
     @property
     def axial_spacing(self) -> tuple[float, float, float] | None:
-        """Distance between neighbours along (slice, row, column) in mm, None where the affine is unknown."""
+        """Distance in mm between the planes of slices, rows and columns; None where the affine is unknown.
+
+        Their product is a voxel's volume, also where the affine shears, as that of a tilted gantry does.
+        """
         if self.affine is None:
             return None
-        return tuple(float(length) for length in np.linalg.norm(self.axial_affine[:3, :3], axis=0))
+        edges = self.axial_affine[:3, :3]
+        rows, columns = np.linalg.norm(edges[:, 1:], axis=0)
+        return float(abs(np.linalg.det(edges)) / (rows * columns)), float(rows), float(columns)
 
     @property
     def obliqueness(self) -> float:

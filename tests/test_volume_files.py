@@ -59,6 +59,16 @@ def test_oblique_slices_are_read_as_they_are_and_a_steep_tilt_is_said(tmp_path):
         assert any(f"tilted by {degrees}°" in warning for warning in volume.warnings) == said
 
 
+def test_a_voxel_of_a_sheared_volume_has_its_own_size(tmp_path):
+    shear = np.eye(4)
+    shear[1, 2] = np.tan(np.radians(20))
+    flair = head().slices[..., FLAIR]
+    nib.Nifti1Image(np.asarray(as_nifti(flair).dataobj), shear @ AFFINE).to_filename(tmp_path / "flair.nii")
+    volume = read_volume(tmp_path / "flair.nii")
+    assert volume.spacing == pytest.approx(SPACING)
+    assert np.prod(volume.spacing) == pytest.approx(abs(np.linalg.det(volume.geometry.affine)))
+
+
 def test_scaled_and_wide_intensities_come_as_float32(tmp_path):
     flair = head().slices[..., FLAIR]
     image = as_nifti(flair.astype(np.float64) / 7)
