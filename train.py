@@ -215,7 +215,9 @@ def train(args: argparse.Namespace) -> None:
     # 4. The run's folder, or where it stood
     if states:
         run.check_patients(patients)
-        hyperparameters = [{**group, "params": None} for group in optimizer.param_groups]
+        hyperparameters = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
         run.load_state(accelerator)
         set_hyperparameters(optimizer, scheduler.scheduler, hyperparameters)
         accelerator.print(f"Resuming after {progress.epoch} epochs and {progress.batch} batches ({states[-1].name})")

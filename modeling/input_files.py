@@ -88,10 +88,14 @@ def open_inputs(paths: str | Path | Iterable[str | Path]) -> Iterator[tuple[list
                     raise VolumeFileError(f"The archive {path.name!r} holds no files. {ACCEPTED}")
             else:
                 found = [InputFile(name, kind, path.read_bytes)]
-            readable = [file for file in found if is_readable(file, chosen=chosen and kind != "zip")]
-            files += readable
-            left_out += [file.name for file in found if file not in readable]
-            size += path.stat().st_size if readable else 0
+            before = len(files)
+            for file in found:
+                if is_readable(file, chosen=chosen and kind != "zip"):
+                    files.append(file)
+                else:
+                    left_out.append(file.name)
+            if len(files) > before:
+                size += path.stat().st_size
         if not files:
             what = f" ({', '.join(left_out[:3])})" if left_out else ""
             raise VolumeFileError(f"There is no image among the files{what}. {ACCEPTED}")

@@ -27,16 +27,15 @@ NAMING = (
 )
 MASK_NAME = re.compile(r"(?i)(^|[_\-. ])(mask|masks|seg|segmentation|label|labels|roi)\d*($|[_\-. ])")
 OTHER = r"(t2|(?<![a-z])(dwi|adc|dti|bold|swi|perf|loc|scout|survey|pd(?![a-z])|angio|tof))"
-NOT_OF_TREATMENT = (
-    r"(?![_\-. ]?(op|surg|treat|therap|rad|rt(?![a-z])|proc))"  # "pre" and "post" that are not of contrast
-)
+# After "pre" and "post": they are of contrast, and not of surgery, treatment or processing.
+OF_CONTRAST = r"(?![_\-. ]?(op|surg|treat|therap|rad|rt(?![a-z])|proc))"
 # Asked in this order: FLAIR after contrast is FLAIR, unless it is a T1 by fluid-attenuated inversion recovery, and a T1
 # is pre-contrast where nothing speaks of contrast.
 SEQUENCE_NAMES = (
     ("flair", re.compile(r"(?<!t1)(?<!t1[_\-. ])flair|dark.?fluid|tirm|t2f(?![a-z])")),
     ("other", re.compile(rf"^(?!.*(t1|mprage|spgr)).*{OTHER}")),  # a T2 after contrast is no T1
-    ("pre", re.compile(rf"(?<![a-z])pre{NOT_OF_TREATMENT}|nativ|without|non?.?contrast|t1n(?![a-z])")),
-    ("post", re.compile(rf"t1c|gad|(?<![a-z])(gd|ce|km|c)(?![a-z])|post{NOT_OF_TREATMENT}|contrast|enhanc")),
+    ("pre", re.compile(rf"(?<![a-z])pre{OF_CONTRAST}|nativ|without|non?.?contrast|t1n(?![a-z])")),
+    ("post", re.compile(rf"t1c|gad|(?<![a-z])(gd|ce|km|c)(?![a-z])|post{OF_CONTRAST}|contrast|enhanc")),
     ("other", re.compile(OTHER)),
     ("pre", re.compile(r"t1|mprage|spgr")),
 )

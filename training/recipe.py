@@ -65,11 +65,14 @@ def make_optimizer(model: PreTrainedModel, pretrained: set[str], args: argparse.
 
 
 def set_hyperparameters(optimizer: torch.optim.Optimizer, scheduler: LambdaLR, groups: Sequence[dict]) -> None:
-    """Give a loaded optimiser these options of its parameter groups, such as the weight decay, and where its schedule
-    stands the learning rates that follow from their `initial_lr`: a loaded state brings the options it was saved with.
+    """Give a loaded optimiser other options of its parameter groups than the state was saved with.
+
+    Args:
+        scheduler: stands where it was loaded; the learning rates there follow from the groups' `initial_lr`.
+        groups: all options of each group, such as `weight_decay`, without `params`.
     """
     for group, options in zip(optimizer.param_groups, groups, strict=True):
-        group.update({name: value for name, value in options.items() if name != "params"})
+        group.update(options)
     scheduler.base_lrs = [options["initial_lr"] for options in groups]
     factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
     scheduler._last_lr = [rate * factor for rate, factor in zip(scheduler.base_lrs, factors, strict=True)]

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from evaluate import without_nan, write_atomically
 from modeling import BrainMRIImageProcessor
 
-# Arguments that may not: the schedule and the states are counted in steps of these.
+# Arguments that must stay as they are on resume: the model, and what the schedule and the states count in.
 FIXED = ("model", "config", "optimizer", "batch_size", "gradient_accumulation_steps", "empty_ratio")
 # Arguments that may differ on resume without a word: they do not shape the result.
 HARMLESS = {
