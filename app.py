@@ -59,11 +59,11 @@ def build_demo(models: dict[str, str]) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 1800)) as demo:
         gr.HTML(HEADER, elem_id="header", padding=False)
         with gr.Tab("Slice"):
-            slice_tab(models)
+            slice_tab(models, demo)
         with gr.Tab("Volume"):
-            volume_tab(models)
+            volume_tab(models, demo)
         with gr.Tab("Compare"):
-            compare_tab(models)
+            compare_tab(models, demo)
         with gr.Tab("Code"):
             code_tab(models, demo)
         with gr.Tab("About"):

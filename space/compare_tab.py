@@ -6,6 +6,7 @@ import gradio as gr
 
 from .comparison import Comparison, compare_either, compare_models, compare_with_mask
 from .components import (
+    AT_ONCE,
     NOTICE,
     ON_MODEL,
     PRIVATE,
@@ -17,6 +18,7 @@ from .components import (
     warnings_list,
 )
 from .handlers import default_model, shown_to_people
+from .sessions import Sessions
 from .viewer import viewer
 from .volume_handlers import open_volume
 
@@ -31,16 +33,23 @@ NOTHING_YET = '<p class="provenance">The scores appear here once two outlines ha
 A_MODEL, A_MASK = "A second model", "An expert's mask"
 
 
-def compare_tab(models: dict[str, str]) -> None:
-    """Fill the tab that is open; `models` as from `find_models`."""
+def compare_tab(models: dict[str, str], demo: gr.Blocks) -> None:
+    """Fill the tab of `demo` that is open; `models` as from `find_models`."""
     first = default_model(models)
     second = next((name for name in models if name != first), first)
+    sessions = Sessions()
+
+    def clear(request: gr.Request):
+        sessions.change(request)
+        return None, NOTHING_YET, no_file()
 
     @shown_to_people
-    def show_preview(paths):
+    def show_preview(paths, request: gr.Request):
         if not paths:
             return gr.skip()
+        work = sessions.begin(request)
         preview = open_volume(paths)
+        work.finish_preview()
         return (
             preview.view,
             warnings_list(preview.warnings) + describe_input(preview.description) + NOTHING_YET,
@@ -48,11 +57,15 @@ def compare_tab(models: dict[str, str]) -> None:
         )
 
     @shown_to_people
-    def show_comparison(paths, kind, model, other_model, mask, threshold, progress=gr.Progress()):  # noqa: B008
+    def show_comparison(
+        paths, kind, model, other_model, mask, threshold, request: gr.Request, progress=gr.Progress()  # noqa: B008
+    ):  # fmt: skip
+        work = sessions.begin(request)
         if kind == A_MODEL:
-            result = compare_models(paths, model, other_model, threshold, models, progress)
+            result = compare_models(paths, model, other_model, threshold, models, work.watch(progress))
         else:
-            result = compare_with_mask(paths, model, mask, threshold, models, progress)
+            result = compare_with_mask(paths, model, mask, threshold, models, work.watch(progress))
+        work.finish()
         return (
             result.view,
             describe_comparison(result),
@@ -102,10 +115,10 @@ def compare_tab(models: dict[str, str]) -> None:
         lambda kind: (gr.Dropdown(visible=kind == A_MODEL), gr.Column(visible=kind == A_MASK)),
         kind, [other_model, expert], queue=False, show_progress="hidden", **PRIVATE,
     )  # fmt: skip
-    files.change(
-        lambda: (None, NOTHING_YET, no_file()),
-        None, results, queue=False, show_progress="hidden", **PRIVATE,
-    ).then(show_preview, files, results, show_progress_on=view, concurrency_limit=2, **PRIVATE)  # fmt: skip
+    demo.unload(sessions.change)
+    gr.on(
+        [files.change, mask.change], clear, None, results, queue=False, show_progress="hidden", **AT_ONCE, **PRIVATE
+    ).then(show_preview, files, results, show_progress_on=view, concurrency_limit=2, **AT_ONCE, **PRIVATE)
     run.click(
         show_comparison, [files, kind, model, other_model, mask, threshold], results, show_progress_on=view,
         **ON_MODEL, **PRIVATE,

@@ -22,6 +22,7 @@ UNREADABLE_CALL = (
 
 PRIVATE = {"api_visibility": "private"}
 ON_MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
+AT_ONCE = {"trigger_mode": "multiple"}  # also where the same is still being done about former files
 
 
 def picture(label: str, **options) -> gr.Image:

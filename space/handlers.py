@@ -32,17 +32,26 @@ DISPLAY_SIDE = 768  # pixels; small slices are enlarged up to this
 MAX_ATTENTION_TOKENS = 1024  # their weights grow with the square: above, they would take gigabytes
 
 
+class Outdated(Exception):
+    """The files that this was to be done about are no longer there."""
+
+
 def no_progress(*args, **kwargs) -> None:
     """Where nobody watches."""
 
 
 def shown_to_people(handler: Callable) -> Callable:
-    """Let an `InputError` through as a message; hide every other fault behind an id that the log has, too."""
+    """Let an `InputError` through as a message, and hide other faults behind an id that the log has, too.
+
+    What is `Outdated` changes nothing on the page.
+    """
 
     @wraps(handler)
     def wrapper(*args, **kwargs):
         try:
             return handler(*args, **kwargs)
+        except Outdated:
+            return gr.skip()
         except InputError as error:
             message = html.escape(str(error), quote=False)  # Gradio renders messages as HTML
             raise gr.Error(message, duration=30, print_exception=False) from None

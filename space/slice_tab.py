@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from .components import (
+    AT_ONCE,
     NOTICE,
     ON_MODEL,
     PRIVATE,
@@ -17,6 +18,7 @@ from .components import (
     warnings_list,
 )
 from .handlers import attention, default_model, preview_slice, segment, shown_to_people
+from .sessions import Sessions
 from .uploads import EXAMPLES, InputError
 from .viewer import try_threshold, viewer
 
@@ -51,6 +53,7 @@ LAYERS = {  # what is drawn beside FLAIR -> its title, and a sentence on it
         "from there.",
     ),
 }
+BESIDE = "beside"  # the second picture, which events tell by this alone
 SCALE = """
 <div class="scale" role="img" aria-label="Colour scale from 0 to 1">
 <span>0</span><span class="bar"></span><span>1</span></div>
@@ -65,19 +68,28 @@ class Shown:
     layer: str  # a key of `LAYERS`
 
 
-def slice_tab(models: dict[str, str]) -> None:
-    """Fill the tab that is open; `models` as from `find_models`."""
+def slice_tab(models: dict[str, str], demo: gr.Blocks) -> None:
+    """Fill the tab of `demo` that is open; `models` as from `find_models`."""
     gr.set_static_paths(EXAMPLES)  # served from where they are: copies in the upload folder would be deleted
+    sessions = Sessions()
+
+    def clear(layer, request: gr.Request):
+        sessions.change(request)
+        return None, None, describe_layer(layer), NOTHING_YET, no_file(), no_file(), None
 
     @shown_to_people
-    def show_preview(flair, pre, post):
+    def show_preview(flair, pre, post, request: gr.Request):
         if not flair:
             return gr.skip()
+        work = sessions.begin(request)
         preview = preview_slice(flair, pre, post)
+        work.finish_preview()
         return preview.view, warnings_list(preview.warnings) + NOTHING_YET
 
     @shown_to_people
-    def show_result(flair, pre, post, model, threshold, layer, progress=gr.Progress()):  # noqa: B008
+    def show_result(flair, pre, post, model, threshold, layer, request: gr.Request, progress=gr.Progress()):  # noqa: B008
+        work = sessions.begin(request)
+        progress = work.watch(progress)
         result = segment(flair, model, threshold, models, progress, pre, post, uncertainty=layer == UNCERTAINTY)
         drawn, remark = result.probability_map, None
         if layer == UNCERTAINTY:
@@ -87,6 +99,7 @@ def slice_tab(models: dict[str, str]) -> None:
                 drawn = attention(flair, model, result.peak, models, pre, post)
             except InputError as error:  # the outline is worth showing all the same
                 layer, remark = PROBABILITY, str(error)
+        work.finish()
         return (
             result.view,
             layer_picture(drawn, layer),
@@ -98,16 +111,19 @@ def slice_tab(models: dict[str, str]) -> None:
         )
 
     @shown_to_people
-    def update_result(shown, flair, pre, post, model, threshold, layer):
-        return show_result(flair, pre, post, model, threshold, layer) if shown else gr.skip()
+    def update_result(shown, flair, pre, post, model, threshold, layer, request: gr.Request):
+        return show_result(flair, pre, post, model, threshold, layer, request) if shown else gr.skip()
 
     @shown_to_people
-    def show_attention(shown, flair, pre, post, model, event: gr.SelectData):
+    def show_attention(shown, flair, pre, post, model, request: gr.Request, event: gr.SelectData):
         if not shown or shown.layer != ATTENTION:
             return gr.skip()
-        scale = shown.scale if event.target is beside else 1  # the viewer tells pixels of the slice
+        scale = shown.scale if event.target.elem_id == BESIDE else 1  # the viewer tells pixels of the slice
         column, row = (place // scale for place in event.index)
-        return layer_picture(attention(flair, model, (row, column), models, pre, post), ATTENTION, (row, column))
+        work = sessions.begin(request)
+        drawn = attention(flair, model, (row, column), models, pre, post)
+        work.finish()
+        return layer_picture(drawn, ATTENTION, (row, column))
 
     @shown_to_people
     def segment_slice(image, model, threshold, pre_contrast=None, post_contrast=None, progress=gr.Progress()):  # noqa: B008
@@ -153,7 +169,7 @@ def slice_tab(models: dict[str, str]) -> None:
                     view = viewer("view", "Upload a slice or pick an example")
                     threshold = threshold_slider("threshold", "pixel")
                 with gr.Column(min_width=260):
-                    beside = picture(LAYERS[PROBABILITY][0], elem_id="beside")
+                    beside = picture(LAYERS[PROBABILITY][0], elem_id=BESIDE)
                     about_layer = gr.HTML(describe_layer(PROBABILITY), padding=False, elem_id="about-layer")
                     layer = gr.Radio(
                         list(LAYERS), value=PROBABILITY, label="Second picture", elem_id="layer",
@@ -169,12 +185,12 @@ def slice_tab(models: dict[str, str]) -> None:
     results = [view, beside, about_layer, measurements, mask, everything, shown]
     for path, button in examples.items():
         button.click(lambda path=path: (path, None, None), None, files, queue=False, show_progress="hidden", **PRIVATE)
+    demo.unload(sessions.change)
     gr.on(
         [file.change for file in files],
-        lambda layer: (None, None, describe_layer(layer), NOTHING_YET, no_file(), no_file(), None),
-        layer, results, queue=False, show_progress="hidden", **PRIVATE,
+        clear, layer, results, queue=False, show_progress="hidden", **AT_ONCE, **PRIVATE,
     ).then(
-        show_preview, files, [view, measurements], show_progress_on=view, concurrency_limit=4, **PRIVATE
+        show_preview, files, [view, measurements], show_progress_on=view, concurrency_limit=4, **AT_ONCE, **PRIVATE,
     )  # fmt: skip
     try_threshold(threshold, "view")
     gr.on(

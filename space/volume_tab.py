@@ -5,6 +5,7 @@ import html
 import gradio as gr
 
 from .components import (
+    AT_ONCE,
     NOTICE,
     ON_MODEL,
     PRIVATE,
@@ -15,6 +16,7 @@ from .components import (
     warnings_list,
 )
 from .handlers import default_model, shown_to_people
+from .sessions import Sessions
 from .viewer import try_threshold, viewer
 from .volume_3d import volume_3d
 from .volume_handlers import open_volume, segment_volume
@@ -26,14 +28,21 @@ slices or a ZIP of them, or a TIFF stack. The axial plane is found, and a missin
 NOTHING_YET = '<p class="provenance">The measurements appear here once a volume has been outlined.</p>'
 
 
-def volume_tab(models: dict[str, str]) -> None:
-    """Fill the tab that is open; `models` as from `find_models`."""
+def volume_tab(models: dict[str, str], demo: gr.Blocks) -> None:
+    """Fill the tab of `demo` that is open; `models` as from `find_models`."""
+    sessions = Sessions()
+
+    def clear(request: gr.Request):
+        sessions.change(request)
+        return nothing()
 
     @shown_to_people
-    def show_preview(paths):
+    def show_preview(paths, request: gr.Request):
         if not paths:
             return gr.skip()
+        work = sessions.begin(request)
         preview = open_volume(paths)
+        work.finish_preview()
         return (
             preview.view,
             describe_volume(None, preview.description, preview.warnings) + NOTHING_YET,
@@ -41,8 +50,10 @@ def volume_tab(models: dict[str, str]) -> None:
         )
 
     @shown_to_people
-    def show_volume(paths, model, threshold, uncertainty, progress=gr.Progress()):  # noqa: B008
-        result = segment_volume(paths, model, threshold, models, progress, uncertainty)
+    def show_volume(paths, model, threshold, uncertainty, request: gr.Request, progress=gr.Progress()):  # noqa: B008
+        work = sessions.begin(request)
+        result = segment_volume(paths, model, threshold, models, work.watch(progress), uncertainty)
+        work.finish()
         return (
             result.view,
             describe_volume(result.measurements, result.description, result.warnings),
@@ -96,8 +107,9 @@ def volume_tab(models: dict[str, str]) -> None:
             scene = volume_3d("volume-3d")
 
     results = [view, facts, mask, tiff, dicom, everything, scene]
-    files.change(nothing, None, results, queue=False, show_progress="hidden", **PRIVATE).then(
-        show_preview, files, results, show_progress_on=view, concurrency_limit=2, **PRIVATE
+    demo.unload(sessions.change)
+    files.change(clear, None, results, queue=False, show_progress="hidden", **AT_ONCE, **PRIVATE).then(
+        show_preview, files, results, show_progress_on=view, concurrency_limit=2, **AT_ONCE, **PRIVATE
     )
     try_threshold(threshold, "volume-view")
     gr.on(
