@@ -7,6 +7,7 @@
 The parts of the page are in space/: a file for each tab, and the handlers, plain functions, which the tabs call.
 """
 
+import argparse
 import logging
 import os
 from pathlib import Path
@@ -111,7 +112,10 @@ def available_cores() -> int:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    models = find_models()
+    try:
+        models = find_models()
+    except ValueError as error:
+        raise SystemExit(f"app.py: error: {error}") from None
     if not models:
         raise SystemExit(
             "There is no model to run: checkpoints/ has no folder with a model.safetensors in it, and the environment\n"
@@ -128,4 +132,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

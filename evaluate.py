@@ -325,7 +325,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--predictions", type=Path, metavar="DIR", help="keep probabilities here, and go on with those")
     parser.add_argument("--no_figure", action="store_true", help="write the JSON only")
     args = parser.parse_args(argv)
-    if args.output.suffix != ".json":
+    if args.output.suffix != ".json" or args.output.is_dir():
         parser.error(f"--output must name a .json file, got {args.output}")
     return args
 

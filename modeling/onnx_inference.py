@@ -7,11 +7,13 @@
 import hashlib
 import logging
 import threading
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import transformers
 from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 from transformers import BaseImageProcessor, PreTrainedModel
@@ -52,7 +54,7 @@ class OnnxModel:
     def __init__(self, model: PreTrainedModel):
         self.config = model.config
         self.path = graph_folder() / f"{graph_fingerprint(model)}.onnx"
-        self._state_dict = model.state_dict()
+        self._model = model
         self._sessions: dict[int, InferenceSession] = {}  # by number of threads
         self._lock = threading.Lock()
         needed = ("onnxruntime",) if self.path.exists() else (*REQUIRED, "onnxruntime")
@@ -83,7 +85,7 @@ class OnnxModel:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The weights of the PyTorch model."""
-        return self._state_dict
+        return self._model.state_dict()
 
     def _session(self) -> "InferenceSession":
         import onnxruntime
@@ -93,9 +95,14 @@ class OnnxModel:
             if threads not in self._sessions:
                 options = onnxruntime.SessionOptions()
                 options.intra_op_num_threads = threads
-                self._sessions[threads] = onnxruntime.InferenceSession(
-                    self.path, options, providers=["CPUExecutionProvider"]
-                )
+                start = partial(onnxruntime.InferenceSession, self.path, options, providers=["CPUExecutionProvider"])
+                try:
+                    self._sessions[threads] = start()
+                except Exception as error:  # of a class of its own for each way in which a file can be damaged
+                    logger.warning("The ONNX graph %s cannot be read (%s); it is made again.", self.path, error)
+                    self.path.unlink(missing_ok=True)
+                    keep_graph(self._model, self.path)
+                    self._sessions[threads] = start()
             return self._sessions[threads]
 
 
@@ -120,11 +127,11 @@ def graph_folder() -> Path:
 def graph_fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 of all that a model's graph depends on, as 64 hexadecimal digits.
 
-    That is its configuration and weights, the versions of transformers (which loaded it) and PyTorch, and the code of
-    this package that makes the graph.
+    That is its configuration and weights, the versions of transformers and PyTorch, and the code of this package that
+    makes the graph.
     """
     digest = hashlib.sha256()
-    for part in (model.config.transformers_version, model_fingerprint(model), torch.__version__):
+    for part in (transformers.__version__, model_fingerprint(model), torch.__version__):
         digest.update(f"{part}\n".encode())
     for pattern in SOURCES:
         for source in sorted(Path(__file__).parent.glob(pattern)):

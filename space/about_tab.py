@@ -84,18 +84,17 @@ def read_scores(source: str) -> list[Scores]:
 
     try:
         card = ModelCard.load(Path(source, "README.md") if Path(source).is_dir() else source)
-        results = card.data.eval_results or []
+        found: dict[str, Scores] = {}
+        for result in card.data.eval_results or []:
+            if BY_PATIENT not in (result.metric_name or "") or result.dataset_type == PHANTOM.identifier:
+                continue
+            patients = (result.dataset_args or {}).get("patients")
+            parts = [result.dataset_name, result.dataset_split, f"{patients} patients" if patients else None]
+            images = ", ".join(filter(None, parts))
+            found.setdefault(images, Scores(images, {})).metrics[result.metric_name] = float(result.metric_value)
     except Exception:  # a card is for people: whatever is wrong with it must not keep the page from starting
         logger.warning("The card of %s cannot be read", source, exc_info=True)
         return []
-    found: dict[str, Scores] = {}
-    for result in results:
-        if BY_PATIENT not in (result.metric_name or "") or result.dataset_type == PHANTOM.identifier:
-            continue
-        patients = (result.dataset_args or {}).get("patients")
-        parts = [result.dataset_name, result.dataset_split, f"{patients} patients" if patients else None]
-        images = ", ".join(filter(None, parts))
-        found.setdefault(images, Scores(images, {})).metrics[result.metric_name] = result.metric_value
     return list(found.values())
 
 

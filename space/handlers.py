@@ -7,6 +7,7 @@ import html
 import logging
 import math
 import os
+import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 PREFERRED_MODELS = ("transunet-small", "unet-5level")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 LFS_POINTER_SIZE = 1024  # bytes; what a clone without Git LFS holds in place of weights is smaller
 DISPLAY_SIDE = 768  # pixels; small slices are enlarged up to this
 MAX_ATTENTION_TOKENS = 1024  # their weights grow with the square: above, they would take gigabytes
@@ -74,7 +76,8 @@ def find_models() -> dict[str, str]:
     """The models on offer: name -> directory or Hub id, from checkpoints/ and the environment variable MODEL_IDS.
 
     Raises:
-        ValueError: two different models of one name.
+        ValueError: two different models of one name, or an entry that is neither a model's directory nor named as one
+            on the Hub.
     """
     models = {
         path.parent.name: str(path.parent)
@@ -82,9 +85,16 @@ def find_models() -> dict[str, str]:
         if path.stat().st_size > LFS_POINTER_SIZE
     }
     for entry in filter(None, map(str.strip, os.environ.get("MODEL_IDS", "").split(","))):
-        name = Path(entry).resolve().name if Path(entry).is_dir() else entry
-        if models.setdefault(name, entry) != entry:
-            raise ValueError(f"Two models are called {name!r}: {models[name]} and {entry}. Rename one directory.")
+        name, source = entry, entry
+        if Path(entry, "config.json").is_file():
+            name, source = Path(entry).resolve().name, str(Path(entry).resolve())
+        elif Path(entry).parent.is_dir() or not HUB_ID.fullmatch(entry):
+            raise ValueError(
+                f"MODEL_IDS names {entry!r}, which is neither a directory with a model (config.json, model.safetensors "
+                f"and preprocessor_config.json) nor USER/NAME on the Hub."
+            )
+        if models.setdefault(name, source) != source:
+            raise ValueError(f"Two models are called {name!r}: {models[name]} and {source}. Rename one directory.")
     return models
 
 
@@ -94,10 +104,20 @@ def default_model(models: dict[str, str]) -> str:
 
 @lru_cache(maxsize=2)
 def load(source: str):
-    """(model, processor) of a directory or Hub id; the two used last stay in memory."""
+    """(model, processor) of a directory or Hub id; the two used last stay in memory.
+
+    Raises:
+        InputError: it cannot be loaded; the log has the reason.
+    """
+    from safetensors import SafetensorError
+
     from modeling.inference import load_model
 
-    return load_model(source)
+    try:
+        return load_model(source)
+    except (OSError, ValueError, RuntimeError, SafetensorError):
+        logger.exception("The model %s cannot be loaded", source)
+        raise InputError("This model cannot be loaded at the moment. Choose another one.") from None
 
 
 def check_request(model: str, threshold: float, models: dict[str, str]) -> None:

@@ -21,9 +21,12 @@ from PIL import Image
 LIFETIME = 45 * 60  # seconds; with the sweeper's interval, under an hour
 SWEEP_EVERY = 10 * 60  # seconds
 PROBABILITY_STEPS = 1024  # maps are rounded to this part of 1, which compresses well
-NOTICE = (
-    "Research software, not a medical device: not for diagnosis or treatment.\n"
-    "The outline is that of a model, see measurements.json for which one and how it was run.\n"
+NOTICE = "Research software, not a medical device: not for diagnosis or treatment.\n"
+OF_A_MODEL = "The outline is that of a model, see measurements.json for which one and how it was run.\n"
+COMPARED = (
+    "Two outlines, A and B, each of a model or the mask that was uploaded: see measurements.json, a and b.\n"
+    "mask_a/ and mask_b/ hold them slice by slice; overlay/ has A's in orange and B's in blue; in *_agreement.nii.gz,\n"
+    "1 is in both, 2 in A only, 3 in B only.\n"
 )
 DICOM_NOTICE = "The DICOM SEG holds the patient's and the study's data as they are in the headers of the series.\n"
 
@@ -64,28 +67,32 @@ def volume_measurements(mask: np.ndarray, volume, provenance: Mapping) -> dict:
 
 
 def measurements_csv(measurements: Mapping, slice_names: list[str]) -> str:
-    """Measurements as a table: one line for each fact, then one for each slice."""
+    """Measurements as a table: one line for each fact, then one for each slice; for a comparison those of A, then B."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["measurement", "value"])
-    areas = measurements.get("area_per_slice_pixels")
-    for name, value in measurements.items():
-        if name != "area_per_slice_pixels":
-            writer.writerow([name, json.dumps(value) if isinstance(value, list | dict) else value])
-    if areas is not None:
-        spacing = measurements["spacing_mm"]
+    of_masks = {"": measurements} | {f"{side}.": measurements[side] for side in "ab" if side in measurements}
+    for prefix, facts in of_masks.items():
+        for name, value in facts.items():
+            if name not in ("area_per_slice_pixels", "a", "b"):
+                writer.writerow([prefix + name, json.dumps(value) if isinstance(value, list | dict) else value])
+    for prefix, facts in of_masks.items():
+        if "area_per_slice_pixels" not in facts:
+            continue
+        spacing = facts["spacing_mm"]
         pixel = spacing[1] * spacing[2] if spacing else None
         writer.writerow([])
-        writer.writerow(["slice", "file", "area_pixels", "area_mm2"])
-        for index, (name, area) in enumerate(zip(slice_names, areas, strict=True)):
+        writer.writerow(["slice", "file", f"{prefix}area_pixels", f"{prefix}area_mm2"])
+        for index, (name, area) in enumerate(zip(slice_names, facts["area_per_slice_pixels"], strict=True)):
             writer.writerow([index, name, area, round(area * pixel, 2) if pixel else ""])
     return text.getvalue()
 
 
 def slice_names(volume) -> list[str]:
-    """A name for each slice's files: the uploaded file's own, or its number from 1."""
-    if volume.slice_names:
-        return [plain(name) for name in volume.slice_names]
+    """A name for each slice's files: the uploaded file's own where these differ, or its number from 1."""
+    names = [plain(name) for name in volume.slice_names or ()]
+    if len(set(names)) == len(volume.slices):
+        return names
     return [f"slice_{number:03d}" for number in range(1, len(volume.slices) + 1)]
 
 
@@ -142,7 +149,8 @@ def write_volume_zip(
     Args:
         grey: (S, H, W) uint8, FLAIR as shown.
         masks: files to include, from `write_masks` and `write_dicom_seg`.
-        mask, reference: (S, H, W) bool, whose outlines are drawn on the slices that have any.
+        mask, reference: (S, H, W) bool, A and B of a comparison with a reference; their outlines are drawn on the
+            slices that have any.
         maps: name -> (S, H, W) float32 in [0, 1], written as NIfTI.
     """
     from modeling.nifti_files import write_nifti
@@ -157,8 +165,10 @@ def write_volume_zip(
             write_nifti(file, rounded(array), volume.geometry)
             archive.write(file, file.name, zipfile.ZIP_STORED)
             file.unlink()
+        pictured = {"mask": mask} if reference is None else {"mask_a": mask, "mask_b": reference}
         for index, name in enumerate(names):
-            archive.writestr(f"mask/{name}_mask.png", png(mask[index].astype(np.uint8) * np.uint8(255)))
+            for kind, array in pictured.items():
+                archive.writestr(f"{kind}/{name}_mask.png", png(array[index].astype(np.uint8) * np.uint8(255)))
             if mask[index].any() or (reference is not None and reference[index].any()):
                 outlines = draw_outline(
                     grey[index], mask[index], reference=None if reference is None else reference[index], scale=2
@@ -166,7 +176,8 @@ def write_volume_zip(
                 archive.writestr(f"overlay/{name}.png", png(outlines))
         archive.writestr("measurements.json", json.dumps(measurements, indent=2))
         archive.writestr("measurements.csv", measurements_csv(measurements, names))
-        archive.writestr("README.txt", NOTICE + (DICOM_NOTICE if "dicom_seg" in masks else ""))
+        what = OF_A_MODEL if reference is None else COMPARED
+        archive.writestr("README.txt", NOTICE + what + (DICOM_NOTICE if "dicom_seg" in masks else ""))
     return str(path)
 
 
@@ -177,7 +188,7 @@ def write_slice_zip(path: Path, stem: str, pictures: Mapping[str, Image.Image | 
             archive.writestr(f"{stem}_{kind}.png", png(picture), zipfile.ZIP_STORED)
         archive.writestr("measurements.json", json.dumps(measurements, indent=2))
         archive.writestr("measurements.csv", measurements_csv(measurements, []))
-        archive.writestr("README.txt", NOTICE)
+        archive.writestr("README.txt", NOTICE + OF_A_MODEL)
     return str(path)
 
 

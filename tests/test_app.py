@@ -13,6 +13,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import pytest
+import yaml
 from app_files import make_slice, save_png16, save_tiff16
 from PIL import Image
 from viewer_pictures import unpack
@@ -23,7 +24,7 @@ from modeling.card_inputs import PHANTOM
 from modeling.inference import load_model, segment_slice
 from modeling.test_time_augmentation import disagreement
 from modeling.visualization import REFERENCE_COLOR, flair_to_grey
-from space import handlers, uploads
+from space import about_tab, handlers, uploads
 from space.about_tab import Scores, read_scores, scores_table
 from space.slice_tab import EXAMPLE_NAMES, describe_result
 from space.uploads import InputError, read_slice
@@ -223,6 +224,7 @@ def test_expected_faults_reach_people_and_unexpected_ones_only_the_log(caplog):
 def checkpoint(folder: Path, size: int = 4096) -> Path:
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"\0" * size)
+    (folder / "config.json").write_text("{}")
     return folder
 
 
@@ -246,6 +248,30 @@ def test_models_come_from_checkpoints_and_the_environment(tmp_path, monkeypatch)
     monkeypatch.setenv("MODEL_IDS", str(tmp_path / "elsewhere" / "unet-5level"))
     with pytest.raises(ValueError, match="Two models are called 'unet-5level'"):
         handlers.find_models()
+    monkeypatch.setenv("MODEL_IDS", f"{tmp_path}/checkpoints/../checkpoints/unet-5level/,{tmp_path / 'mine'}/")
+    assert list(handlers.find_models()) == ["transunet-small", "unet-4level", "unet-5level", "mine"]
+    for wrong in (str(tmp_path / "typo"), str(tmp_path), "unet", "https://host/user/name"):
+        monkeypatch.setenv("MODEL_IDS", wrong)
+        with pytest.raises(ValueError, match=r"neither a directory with a model .* nor USER/NAME"):
+            handlers.find_models()
+        with pytest.raises(SystemExit, match="MODEL_IDS names"):
+            app.main()
+
+
+def test_a_model_that_cannot_be_loaded_is_said_to_be_so(tmp_path, caplog):
+    source = str(checkpoint(tmp_path / "broken"))
+    with pytest.raises(InputError, match=r"cannot be loaded at the moment\. Choose another"):
+        handlers.load(source)
+    assert source in caplog.text
+
+
+@pytest.mark.parametrize("score", ["0.842 ± 0.01", None, [1]])
+def test_an_odd_card_does_not_keep_the_page_from_starting(tmp_path, score):
+    metric = {"type": "dice", "name": "Dice per patient, mean", "value": score}
+    result = {"task": {"type": "t"}, "dataset": {"type": "d", "name": "images", "args": [1]}, "metrics": [metric]}
+    text = yaml.safe_dump({"model-index": [{"name": "odd", "results": [result]}]})
+    (tmp_path / "README.md").write_text(f"---\n{text}---\n")
+    assert about_tab.scores_table({"odd": about_tab.read_scores(str(tmp_path))}) == about_tab.NO_SCORES
 
 
 def test_without_any_model_the_app_says_what_to_do(tmp_path, monkeypatch):

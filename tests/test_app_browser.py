@@ -373,7 +373,7 @@ def test_an_example_is_one_click_away(open_page):
     page.get_by_text("Highest probability").wait_for()
 
 
-@pytest.mark.parametrize(("theme", "width"), [("light", 390), ("dark", 390), ("dark", 1280)])
+@pytest.mark.parametrize(("theme", "width"), [("light", 320), ("light", 390), ("dark", 390), ("dark", 1280)])
 def test_the_page_fits_and_the_warning_is_in_sight_above_the_button(open_page, theme, width):
     page = open_page(theme, width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

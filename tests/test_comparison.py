@@ -1,5 +1,6 @@
 """The handlers that compare two outlines, as plain functions."""
 
+import csv
 import gzip
 import io
 import json
@@ -102,6 +103,15 @@ def test_the_archive_holds_both_masks_and_the_outlines(nifti, models, threshold,
             stored = nib.Nifti1Image.from_bytes(gzip.decompress(archive.read(f"{name}_mask.nii.gz")))
             np.testing.assert_array_equal(np.asarray(stored.dataobj), np.asarray(as_nifti(mask).dataobj))
         assert json.loads(archive.read("measurements.json")) == result.measurements
+        for side, mask in (("a", result.mask_a), ("b", result.mask_b)):
+            pages = [archive.read(f"mask_{side}/slice_{number:03d}_mask.png") for number in range(1, len(mask) + 1)]
+            np.testing.assert_array_equal([np.asarray(Image.open(io.BytesIO(page))) > 0 for page in pages], mask)
+        rows = list(csv.reader(io.StringIO(archive.read("measurements.csv").decode())))
+        facts = dict(row for row in rows if len(row) == 2)
+        assert float(facts["dice"]) == result.dice
+        assert float(facts["b.volume_ml"]) == result.measurements["b"]["volume_ml"]
+        assert ["slice", "file", "b.area_pixels", "b.area_mm2"] in rows
+        assert "Two outlines, A and B" in archive.read("README.txt").decode()
         agreement = nib.Nifti1Image.from_bytes(gzip.decompress(archive.read("flair_agreement.nii.gz")))
         labels = np.asarray(agreement.dataobj)
         assert len(np.unique(labels)) > 2

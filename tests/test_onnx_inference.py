@@ -182,6 +182,17 @@ def test_a_graph_is_exported_once_for_the_same_weights(checkpoint, new_home, exp
     np.testing.assert_allclose(segment_slice(other, processor, slices[4]).probabilities, expected, rtol=0, atol=1e-4)
 
 
+def test_a_damaged_graph_is_exported_again(checkpoint, new_home, exported, caplog):
+    values = torch.zeros(1, 3, 32, 32)
+    model, _ = load_onnx_model(checkpoint)
+    expected = model(values).logits
+    model.path.write_bytes(model.path.read_bytes()[:1000])
+    again, _ = load_onnx_model(checkpoint)
+    torch.testing.assert_close(again(values).logits, expected)
+    assert len(exported) == 2
+    assert "it is made again" in caplog.text
+
+
 def test_those_who_load_at_the_same_time_wait_for_one_export(new_home, monkeypatch):
     exported = []
 

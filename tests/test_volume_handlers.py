@@ -214,6 +214,13 @@ def test_a_dicom_series_gives_a_dicom_seg_or_the_reason_why_not(folder, models):
     assert [warning for warning in result.warnings if "no DICOM SEG" in warning and "FrameOfReferenceUID" in warning]
 
 
+def test_slices_whose_long_names_differ_at_the_end_have_a_mask_each(folder, models):
+    files = save_slices(folder, head().slices, "x" * 100 + "_{:03d}.png")
+    result = segment_volume([str(path) for path in files], "tiny-a", 0.5, models)
+    names = [name for name in members(result.zip_path) if name.startswith("mask/")]
+    assert sorted(names) == [f"mask/slice_{number:03d}_mask.png" for number in range(1, 13)]
+
+
 def test_uncertainty_is_asked_for_and_does_not_change_the_mask(nifti, models):
     threshold = middle(models)
     plain = segment_volume(nifti, "tiny-a", threshold, models)
