@@ -19,12 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
-from modeling.hub import HubError, upload_folder
+from modeling.hub import HubError, check_destination, upload_folder
 
 from .card import make_card
 from .shards import (
@@ -131,7 +128,9 @@ def _check_output(output: Path, root: Path) -> None:
         raise ValueError(f"the output {output} is a file; give a folder")
     if output.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"the output {output} lies in the source {root}; give another folder")
-    ours = (output / MANIFEST).exists() or (output / STAGING).exists()
+    shards = any((output / "data").glob("*-of-*.parquet"))  # which tell a manifest that was damaged from another's
+    has_manifest = (output / MANIFEST).exists() and (shards or bool(read_records(output / MANIFEST)))
+    ours = has_manifest or (output / STAGING).exists()
     if output.exists() and not ours and any(output.iterdir()):
         raise ValueError(f"the output {output} holds files that are not of this program; give a new or empty folder")
 
@@ -215,11 +214,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--private goes with --push-to-hub")
     if args.push_to_hub:
         try:
-            validate_repo_id(args.push_to_hub)
-        except HFValidationError as error:
+            check_destination(args.push_to_hub)
+        except HubError as error:
             parser.error(f"--push-to-hub: {error}")
-        if get_token() is None:
-            parser.error("--push-to-hub needs a token: run `hf auth login` or set HF_TOKEN")
     return args
 
 

@@ -12,6 +12,7 @@ import argparse
 import csv
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -140,9 +141,10 @@ def write_phantom(
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise ValueError(f"{dest} exists and is not an empty folder; give a new one")
 
-    partial = dest.with_name(dest.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = tempfile.mkdtemp(dir=dest.parent, prefix=f".{dest.name}-")
+    partial = Path(unfinished, dest.name)
+    partial.mkdir()
     try:
         names, rows = [], []
         for number in tqdm(range(1, num_patients + 1), desc="Phantom", unit="patient"):
@@ -159,7 +161,7 @@ def write_phantom(
             dest.rmdir()
         partial.rename(dest)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return names
 
 

@@ -12,6 +12,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -61,7 +62,9 @@ def make_card(
             raise ValueError(
                 f"{result.path} scores a {result.model_type}, but the checkpoint is a {config.model_type}."
             )
-    source = training_source(runs)
+    source, ancestors = training_source(runs), card_text.unrecorded_models(runs)
+    if ancestors and source == PHANTOM:  # they may have seen patients, whose images have another licence
+        source = replace(source, license=None)
     data = ModelCardData(
         license=(source.license or "other") if source else None,
         library_name="transformers",
@@ -79,7 +82,7 @@ def make_card(
         card_text.usage(),
         card_text.training(runs, hardware, source),
         card_text.limits(source),
-        card_text.licence(source),
+        card_text.licence(source, ancestors),
     ]
     body = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
@@ -106,11 +109,15 @@ def evaluations(results: Sequence[Results]) -> list[EvalResult]:
         found += [
             EvalResult(
                 task_type="image-segmentation",
-                dataset_type=result.dataset if is_hub_id(result.dataset) else result.source.identifier,
+                dataset_type=result.source.identifier,
                 dataset_name=name,
                 dataset_config="flair" if result.channels == "flair" else None,  # else read back as one with the other
                 dataset_split=result.split,
-                dataset_args={"patients": len(result.patients), "threshold": result.threshold},
+                dataset_args={
+                    "patients": len(result.patients),
+                    "threshold": result.threshold,
+                    **({"views": result.views} if result.views > 1 else {}),
+                },
                 metric_type=kind,
                 metric_name=label,
                 metric_value=round(result.summary["postprocessed"][key], 3),

@@ -50,6 +50,7 @@ class Results:
     versions: dict[str, str]
     summary: dict[str, dict]
     patients: list[dict]
+    views: int = 1
 
     @property
     def patient_ids(self) -> list[str]:
@@ -72,15 +73,15 @@ def read_results(path: Path) -> Results:
         OSError: no such file.
         ValueError: not such a JSON.
     """
-    wanted = [field.name for field in fields(Results) if field.name != "path"]
+    names = [field.name for field in fields(Results) if field.name != "path"]
     report = read_json(path)
-    missing = [name for name in wanted if name not in report]
+    missing = [name for name in names if name not in report and not hasattr(Results, name)]
     if missing or not report["patients"]:
         raise ValueError(
             f"{path} is no result of evaluate.py: it lacks {', '.join(missing) or 'patients'}. "
             f"`python evaluate.py --checkpoint DIR --dataset DIR --split validation --output {path}` writes one."
         )
-    return Results(path=path, **{name: report[name] for name in wanted})
+    return Results(path=path, **{name: report[name] for name in names if name in report})
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,11 @@ class TrainingRun:
     def start(self) -> str | None:
         """`--init_from`: where the first weights came from."""
         return self.arguments.get("init_from")
+
+    @property
+    def teacher(self) -> str | None:
+        """`--teacher`: whose probabilities were learnt beside the labels."""
+        return self.arguments.get("teacher")
 
     @property
     def changes(self) -> list:

@@ -3,6 +3,7 @@
 import shlex
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig
@@ -185,12 +186,16 @@ def reading_guide(results: Sequence[Results]) -> str:
     thresholds = list(dict.fromkeys(str(result.threshold) for result in results))
     cleaning = list(dict.fromkeys(components_removed(result.postprocessing) for result in results))
     checkpoints = list(dict.fromkeys(shorten_path(result.checkpoint) for result in results))
+    views = {result.views for result in results}
     return fill(
         f"Measured on `{'`, `'.join(checkpoints)}` in single precision, probabilities from "
         f"{' and '.join(thresholds)} counting as lesion.",
         "Dice of a patient is that of the whole volume; the interval is a bootstrap over patients. False alarms are "
         "the slices without a lesion on which any pixel is marked.",
         f"Post-processing fills holes, then removes 3-D components of under {'; '.join(cleaning)}.",
+        f"Probabilities are averages over {' or '.join(map(str, sorted(views)))} views of a slice."
+        if views != {1}
+        else "",
     )
 
 
@@ -206,6 +211,20 @@ def components_removed(postprocessing: dict) -> str:
     )
 
 
+def unrecorded_models(runs: Sequence[TrainingRun]) -> list[str]:
+    """Trained models that runs started from, or learnt from, and that none of these runs gave.
+
+    What those were trained on is unknown here. Weights of ImageNet are none of them.
+    """
+    names = [name for run in runs for name in (run.start, run.teacher) if name]
+    folders = {run.path.resolve().name for run in runs}
+    return [
+        name
+        for name in dict.fromkeys(names)
+        if name != EFFICIENTNET_LITE0 and not name.startswith("timm/") and not folders & set(Path(name).parts)
+    ]
+
+
 def role_of_split(result: Results, runs: Sequence[TrainingRun]) -> str:
     """Whether these patients were trained on, or chose the epoch."""
     patients = set(result.patient_ids)
@@ -216,11 +235,20 @@ def role_of_split(result: Results, runs: Sequence[TrainingRun]) -> str:
         return f"{name}: what they were used for in training is not recorded."
     if patients & trained:
         return f"{name}: {len(patients & trained)} of them were **trained on**, so these scores are no measurement."
+    ancestors = unrecorded_models(runs)
+    here, unknown = "", ""
+    if ancestors:
+        here, unknown = " in these runs", f" What {quoted(ancestors)} had been trained on is not recorded here."
     if patients & chose:
         return (
-            f"{name}: none was trained on, but they chose the epoch that was kept, so the scores are a little hopeful."
+            f"{name}: none was trained on{here}, but they chose the epoch that was kept, so the scores are a little "
+            f"hopeful.{unknown}"
         )
-    return f"{name}: none was trained on, and none chose anything."
+    return f"{name}: none was trained on{here}, and none chose anything{here and ' there'}.{unknown}"
+
+
+def quoted(names: Sequence[str]) -> str:
+    return " and ".join(f"`{shorten_path(name)}`" for name in names)
 
 
 def extremes(result: Results) -> str:
@@ -362,7 +390,8 @@ def limits(source: ImageSource | None) -> str:
     return f"## Intended use and limits\n\n{fill(*sentences)}"
 
 
-def licence(source: ImageSource | None) -> str:
+def licence(source: ImageSource | None, ancestors: Sequence[str] = ()) -> str:
+    """The weights' licence; `ancestors` are the models that they started from, see `unrecorded_models`."""
     if source == LGG:
         text = fill(
             "The dataset is CC BY-NC-SA 4.0, and these weights were trained on it: use them for non-commercial "
@@ -372,5 +401,6 @@ def licence(source: ImageSource | None) -> str:
         return f"## Licence and citation\n\n{text}\n\n{LGG_CITATION}"
     if source == PHANTOM:
         return "## Licence\n\nThe generated images and the code are Apache-2.0, and so are these weights."
-    text = "The code is Apache-2.0; the weights are bound by the licence of the images they were trained on."
+    text = "The code is Apache-2.0; the weights are bound by the licence of the images they were trained on"
+    text += f", and by that of {quoted(ancestors)}, which they come from." if ancestors else "."
     return f"## Licence\n\n{text}"

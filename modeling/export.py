@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
-AS_FIRST = {"temperature": None, "loss": None}  # what the average takes from the first of the sources
+# What the average takes from the first of the sources, and where that came from, which the Hub's copies say.
+AS_FIRST = {"temperature": None, "loss": None, "auto_map": None}
 
 
 def load_average(sources: Sequence[str]) -> PreTrainedModel:
@@ -66,6 +67,9 @@ def export_checkpoint(sources: Sequence[str], folder: Path, temperature: float |
             raise ValueError(f"temperature must be positive, but is {temperature}.")
         model.config.temperature = temperature
     processor = AutoImageProcessor.from_pretrained(sources[0])
+    for part in (model.config, processor):  # there is no code beside these weights
+        if hasattr(part, "auto_map"):
+            del part.auto_map
     limit = torch.finfo(torch.float16).max
     too_large = [
         name

@@ -40,7 +40,7 @@ def upload_folder(
     allow_patterns: Sequence[str] | None = None,
     delete_patterns: Sequence[str] | None = None,
     message: str = "Upload",
-    variables: dict[str, str] | None = None,
+    variables: dict[str, str | None] | None = None,
 ) -> str:
     """Upload `folder` in one commit, creating the repository where there is none, and return the commit's address.
 
@@ -54,7 +54,7 @@ def upload_folder(
         private: whether a new repository is private; an existing one stays as it is.
         allow_patterns: what to upload; None uploads all.
         delete_patterns: files of the repository that go unless they are uploaded.
-        variables: of a Space, name -> value, set before the upload starts it.
+        variables: of a Space, name -> value, set before the upload starts it; None removes one.
 
     Raises:
         HubError: as `check_destination`; or the Hub cannot be reached or refuses.
@@ -74,8 +74,12 @@ def upload_folder(
             raise HubError(
                 f"{repo_id} is taken: it holds {', '.join(sorted(present)[:3])} and no {mark}. Choose another name."
             )
+        known = api.get_space_variables(repo.repo_id) if variables else {}
         for key, value in (variables or {}).items():
-            api.add_space_variable(repo.repo_id, key, value)
+            if value is not None:
+                api.add_space_variable(repo.repo_id, key, value)
+            elif key in known:
+                api.delete_space_variable(repo.repo_id, key)
         commit = api.upload_folder(
             repo_id=repo.repo_id,
             repo_type=repo_type,

@@ -49,8 +49,9 @@ def publish_space(repo_id: str, *, model_ids: str | None = None, private: bool =
         HubError: see `modeling.hub.upload_folder`.
     """
     check_destination(repo_id)
+    names = [name.strip() for name in (model_ids or "").split(",") if name.strip()]
     with tempfile.TemporaryDirectory() as folder:
-        stage_space(Path(folder), model_ids.split(",") if model_ids else [])
+        stage_space(Path(folder), names)
         return upload_folder(
             folder,
             repo_id,
@@ -59,7 +60,7 @@ def publish_space(repo_id: str, *, model_ids: str | None = None, private: bool =
             private=private,
             delete_patterns=["*"],
             message="Publish the Space",
-            variables={"MODEL_IDS": model_ids} if model_ids else None,
+            variables={"MODEL_IDS": ",".join(names) or None},
         )
 
 

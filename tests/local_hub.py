@@ -308,6 +308,18 @@ def create_tag(request: Handler, kind: str, repo_id: str, revision: str) -> None
     request.answer(200, {})
 
 
+@route("GET", rf"/api/{REPO}/variables")
+def list_variables(request: Handler, kind: str, repo_id: str) -> None:
+    variables = request.repository(kind, repo_id).variables
+    request.answer(200, {key: {"key": key, "value": value, "updatedAt": DATE} for key, value in variables.items()})
+
+
+@route("DELETE", rf"/api/{REPO}/variables")
+def delete_variable(request: Handler, kind: str, repo_id: str) -> None:
+    del request.repository(kind, repo_id, write=True).variables[json.loads(request.body)["key"]]
+    request.answer(200, {})
+
+
 @route("POST", rf"/api/{REPO}/variables")
 def set_variable(request: Handler, kind: str, repo_id: str) -> None:
     wanted = json.loads(request.body)

@@ -172,6 +172,30 @@ def test_a_model_of_the_phantom_claims_no_patients(copied, tmp_path):
     assert ModelCard.load(copied / "README.md").data.license == "cc-by-nc-sa-4.0"
 
 
+@pytest.mark.parametrize("origin", ["init_from", "teacher"])
+def test_what_a_model_came_from_is_not_claimed_to_be_free_or_unseen(copied, real_results, tmp_path, origin):
+    generated = ["TCGA_PH_0001_20000101"]
+    arguments = {origin: "/home/me/checkpoints/unet-5level", "teacher_weight": 0.7}
+    run = make_run(tmp_path / "run", arguments, train=generated, validation=generated)
+    write_card(copied, results=[real_results], runs=[run])
+    card = ModelCard.load(copied / "README.md")
+    text = " ".join(card.text.split())
+    assert card.data.license == "other"
+    assert "never seen a patient" not in text
+    assert "and by that of `checkpoints/unet-5level`, which they come from" in text
+    assert "none was trained on in these runs, and none chose anything there" in text
+    assert "What `checkpoints/unet-5level` had been trained on is not recorded here." in text
+
+
+def test_scores_of_averaged_views_are_said_to_be_so(copied, real_results):
+    write_card(copied, results=[real_results])
+    assert "averages over" not in (copied / "README.md").read_text()
+    real_results.write_text(json.dumps(json.loads(real_results.read_text()) | {"views": 2}))
+    write_card(copied, results=[real_results])
+    assert "averages over 2 views" in " ".join((copied / "README.md").read_text().split())
+    assert ModelCard.load(copied / "README.md").data.eval_results[0].dataset_args["views"] == 2
+
+
 def test_names_tell_the_phantom_from_patients(tmp_path):
     write_phantom(tmp_path, 1, seed=0, num_slices=4, size=32)
     (generated,) = (path.name for path in tmp_path.iterdir() if path.is_dir())

@@ -1,5 +1,8 @@
 """Half precision on disk, float32 in memory."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -75,6 +78,18 @@ def test_several_are_averaged(checkpoint, tmp_path):
     for name, tensor in load_file(tmp_path / "mean" / "model.safetensors").items():
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor.float(), 3 * first[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_copy_from_the_hub_is_averaged_with_others(checkpoint, tmp_path):
+    published = tmp_path / "published"
+    shutil.copytree(checkpoint, published)
+    for name in ("config.json", "preprocessor_config.json"):  # as `modeling.publish` writes them
+        content = json.loads((published / name).read_text())
+        (published / name).write_text(json.dumps(content | {"auto_map": {"AutoConfig": "somewhere.Else"}}))
+    for sources in ([checkpoint, published], [published, checkpoint]):
+        main([*map(str, sources), str(tmp_path / "mean")])
+        for name in ("config.json", "preprocessor_config.json"):
+            assert "auto_map" not in (tmp_path / "mean" / name).read_text(), "there is no code in this folder"
 
 
 def test_a_temperature_is_stored_and_applied(checkpoint, tmp_path):

@@ -278,15 +278,16 @@ def test_the_manifest_lists_patients_and_digests(phantom_dataset_dir):
     }
 
 
-def test_an_output_folder_with_other_files_is_refused(small_source, tmp_path):
-    (tmp_path / "README.md").write_text("mine")
+@pytest.mark.parametrize("name", ["README.md", "manifest.json"])
+def test_an_output_folder_with_other_files_is_refused(small_source, tmp_path, name):
+    (tmp_path / name).write_text('{"name": "mine"}')
     with pytest.raises(ValueError, match="holds files that are not of this program"):
         build_dataset(small_source, tmp_path)
     with pytest.raises(ValueError, match="lies in the source"):
         build_dataset(small_source, small_source / "dataset")
     with pytest.raises(ValueError, match="is a file"):
-        build_dataset(small_source, tmp_path / "README.md")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["README.md", "source"]
+        build_dataset(small_source, tmp_path / name)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [name, "source"]
 
 
 def test_an_encoder_that_changes_pixels_is_noticed(small_source, tmp_path, monkeypatch):
@@ -335,7 +336,7 @@ def test_a_download_that_cannot_be_done_says_what_to_do_instead(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--push-to-hub", "someone/lgg"], "needs a token"),
+        (["--push-to-hub", "someone/lgg"], "There is no token"),
         (["--push-to-hub", "some one/lgg"], "Repo id must"),
         (["--private"], "--private goes with --push-to-hub"),
         (["--num-workers", "0"], "at least 1, got 0"),

@@ -122,6 +122,15 @@ def test_some_patients_lack_a_sequence(phantom_dir):
     assert {"post"} in lacking.values()
 
 
+def test_files_beside_it_are_left_alone(tmp_path):
+    (tmp_path / "phantom.partial").mkdir()
+    (tmp_path / "phantom.partial" / "notes.txt").write_text("mine")
+    write_phantom(tmp_path / "phantom", 1, num_slices=4, size=32)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["phantom", "phantom.partial"]
+    assert (tmp_path / "phantom.partial" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "phantom").stat().st_mode == (tmp_path / "phantom.partial").stat().st_mode
+
+
 def test_a_patient_does_not_depend_on_how_many_are_written(tmp_path):
     for name, count in (("one", 1), ("two", 2), ("again", 2)):
         write_phantom(tmp_path / name, count, seed=9, num_slices=4, size=32)

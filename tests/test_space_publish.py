@@ -82,11 +82,13 @@ def test_what_was_published_starts_in_an_empty_folder_and_segments(hub, run_clie
 
 
 def test_weights_from_the_hub_are_named_not_bundled(hub, run_client):
-    assert run_client("-m", "space.publish", "alice/space", "--model_ids", "alice/a,bob/b").returncode == 0
+    assert run_client("-m", "space.publish", "alice/space", "--model_ids", "alice/a, bob/b,").returncode == 0
     assert hub.repositories["spaces", "alice/space"].variables == {"MODEL_IDS": "alice/a,bob/b"}
     assert not [name for name in hub.names("spaces", "alice/space") if name.startswith("checkpoints")]
     card = RepoCard(hub.read("spaces", "alice/space", "README.md").decode())
     assert card.data.models == ["alice/a", "bob/b"]
+    assert run_client("-m", "space.publish", "alice/space").returncode == 0
+    assert hub.repositories["spaces", "alice/space"].variables == {}, "the weights are bundled again"
 
 
 def test_a_name_that_is_taken_is_left_alone(hub, run_client):
