@@ -39,15 +39,15 @@ def compare_tab(models: dict[str, str], demo: gr.Blocks) -> None:
     second = next((name for name in models if name != first), first)
     sessions = Sessions()
 
-    def clear(request: gr.Request):
-        sessions.change(request)
+    def clear(paths, mask, request: gr.Request):
+        sessions.change(request, (paths, mask))
         return None, NOTHING_YET, no_file()
 
     @shown_to_people
-    def show_preview(paths, request: gr.Request):
+    def show_preview(paths, mask, request: gr.Request):
         if not paths:
             return gr.skip()
-        work = sessions.begin(request)
+        work = sessions.begin_preview(request, (paths, mask))
         preview = open_volume(paths)
         work.finish_preview()
         return (
@@ -60,7 +60,7 @@ def compare_tab(models: dict[str, str], demo: gr.Blocks) -> None:
     def show_comparison(
         paths, kind, model, other_model, mask, threshold, request: gr.Request, progress=gr.Progress()  # noqa: B008
     ):  # fmt: skip
-        work = sessions.begin(request)
+        work = sessions.begin(request, (paths, mask))
         if kind == A_MODEL:
             result = compare_models(paths, model, other_model, threshold, models, work.watch(progress))
         else:
@@ -115,10 +115,17 @@ def compare_tab(models: dict[str, str], demo: gr.Blocks) -> None:
         lambda kind: (gr.Dropdown(visible=kind == A_MODEL), gr.Column(visible=kind == A_MASK)),
         kind, [other_model, expert], queue=False, show_progress="hidden", **PRIVATE,
     )  # fmt: skip
-    demo.unload(sessions.change)
+    demo.unload(sessions.close)
     gr.on(
-        [files.change, mask.change], clear, None, results, queue=False, show_progress="hidden", **AT_ONCE, **PRIVATE
-    ).then(show_preview, files, results, show_progress_on=view, concurrency_limit=2, **AT_ONCE, **PRIVATE)
+        [files.change, mask.change],
+        clear,
+        [files, mask],
+        results,
+        queue=False,
+        show_progress="hidden",
+        **AT_ONCE,
+        **PRIVATE,
+    ).then(show_preview, [files, mask], results, show_progress_on=view, concurrency_limit=2, **AT_ONCE, **PRIVATE)
     run.click(
         show_comparison, [files, kind, model, other_model, mask, threshold], results, show_progress_on=view,
         **ON_MODEL, **PRIVATE,

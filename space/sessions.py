@@ -1,6 +1,6 @@
 """What a visitor's files in a tab are by now: work on former ones ends, and its results are not shown.
 
-Work takes a while, and the files may change, or the page be closed, meanwhile.
+Work takes a while, or waits for its turn, and the files may change, or the page be closed, meanwhile.
 """
 
 from collections import OrderedDict
@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import gradio as gr
 
 from .handlers import Outdated, Progress
+from .uploads import InputError
 
+CHANGED = "The files were changed before the run's turn came. Run it again for those that are there now."
 MAX_SESSIONS = 1000  # remembered at a time; those that changed their files last
 
 
@@ -17,6 +19,7 @@ MAX_SESSIONS = 1000  # remembered at a time; those that changed their files last
 class Files:
     """The files that a session has in a tab."""
 
+    paths: object  # as the tab's components give them
     current: bool = True  # whether they are still the ones
     outlined: bool = False  # whether a model's result on them is shown
 
@@ -27,17 +30,39 @@ class Sessions:
     def __init__(self):
         self._files: OrderedDict[str, Files] = OrderedDict()
 
-    def change(self, request: gr.Request) -> None:
-        """The session's files have changed, or its page was closed."""
+    def change(self, request: gr.Request, paths: object) -> None:
+        """The session's files are these from now on."""
+        self.close(request)
+        self._files[request.session_hash] = Files(paths)
+        while len(self._files) > MAX_SESSIONS:
+            self._files.popitem(last=False)
+
+    def close(self, request: gr.Request) -> None:
+        """The session has no files any more."""
         if former := self._files.pop(request.session_hash, None):
             former.current = False
 
-    def begin(self, request: gr.Request) -> "Work":
-        """Work on the files that the session has now."""
-        files = self._files.setdefault(request.session_hash, Files())
-        while len(self._files) > MAX_SESSIONS:
-            self._files.popitem(last=False)
+    def begin_preview(self, request: gr.Request, paths: object) -> "Work":
+        """The preview of these files.
+
+        Raises:
+            Outdated: the session has others by now.
+        """
+        files = self._files.get(request.session_hash) or Files(paths)
+        if files.paths != paths:
+            raise Outdated
         return Work(files)
+
+    def begin(self, request: gr.Request, paths: object) -> "Work":
+        """A model's work on these files, which somebody asked for.
+
+        Raises:
+            InputError: the session has others by now.
+        """
+        try:
+            return self.begin_preview(request, paths)
+        except Outdated:
+            raise InputError(CHANGED) from None
 
 
 class Work:

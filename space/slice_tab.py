@@ -73,22 +73,22 @@ def slice_tab(models: dict[str, str], demo: gr.Blocks) -> None:
     gr.set_static_paths(EXAMPLES)  # served from where they are: copies in the upload folder would be deleted
     sessions = Sessions()
 
-    def clear(layer, request: gr.Request):
-        sessions.change(request)
+    def clear(flair, pre, post, layer, request: gr.Request):
+        sessions.change(request, (flair, pre, post))
         return None, None, describe_layer(layer), NOTHING_YET, no_file(), no_file(), None
 
     @shown_to_people
     def show_preview(flair, pre, post, request: gr.Request):
         if not flair:
             return gr.skip()
-        work = sessions.begin(request)
+        work = sessions.begin_preview(request, (flair, pre, post))
         preview = preview_slice(flair, pre, post)
         work.finish_preview()
         return preview.view, warnings_list(preview.warnings) + NOTHING_YET
 
     @shown_to_people
     def show_result(flair, pre, post, model, threshold, layer, request: gr.Request, progress=gr.Progress()):  # noqa: B008
-        work = sessions.begin(request)
+        work = sessions.begin(request, (flair, pre, post))
         progress = work.watch(progress)
         result = segment(flair, model, threshold, models, progress, pre, post, uncertainty=layer == UNCERTAINTY)
         drawn, remark = result.probability_map, None
@@ -120,7 +120,7 @@ def slice_tab(models: dict[str, str], demo: gr.Blocks) -> None:
             return gr.skip()
         scale = shown.scale if event.target.elem_id == BESIDE else 1  # the viewer tells pixels of the slice
         column, row = (place // scale for place in event.index)
-        work = sessions.begin(request)
+        work = sessions.begin(request, (flair, pre, post))
         drawn = attention(flair, model, (row, column), models, pre, post)
         work.finish()
         return layer_picture(drawn, ATTENTION, (row, column))
@@ -185,10 +185,10 @@ def slice_tab(models: dict[str, str], demo: gr.Blocks) -> None:
     results = [view, beside, about_layer, measurements, mask, everything, shown]
     for path, button in examples.items():
         button.click(lambda path=path: (path, None, None), None, files, queue=False, show_progress="hidden", **PRIVATE)
-    demo.unload(sessions.change)
+    demo.unload(sessions.close)
     gr.on(
         [file.change for file in files],
-        clear, layer, results, queue=False, show_progress="hidden", **AT_ONCE, **PRIVATE,
+        clear, [*files, layer], results, queue=False, show_progress="hidden", **AT_ONCE, **PRIVATE,
     ).then(
         show_preview, files, [view, measurements], show_progress_on=view, concurrency_limit=4, **AT_ONCE, **PRIVATE,
     )  # fmt: skip

@@ -32,15 +32,15 @@ def volume_tab(models: dict[str, str], demo: gr.Blocks) -> None:
     """Fill the tab of `demo` that is open; `models` as from `find_models`."""
     sessions = Sessions()
 
-    def clear(request: gr.Request):
-        sessions.change(request)
+    def clear(paths, request: gr.Request):
+        sessions.change(request, paths)
         return nothing()
 
     @shown_to_people
     def show_preview(paths, request: gr.Request):
         if not paths:
             return gr.skip()
-        work = sessions.begin(request)
+        work = sessions.begin_preview(request, paths)
         preview = open_volume(paths)
         work.finish_preview()
         return (
@@ -51,7 +51,7 @@ def volume_tab(models: dict[str, str], demo: gr.Blocks) -> None:
 
     @shown_to_people
     def show_volume(paths, model, threshold, uncertainty, request: gr.Request, progress=gr.Progress()):  # noqa: B008
-        work = sessions.begin(request)
+        work = sessions.begin(request, paths)
         result = segment_volume(paths, model, threshold, models, work.watch(progress), uncertainty)
         work.finish()
         return (
@@ -107,8 +107,8 @@ def volume_tab(models: dict[str, str], demo: gr.Blocks) -> None:
             scene = volume_3d("volume-3d")
 
     results = [view, facts, mask, tiff, dicom, everything, scene]
-    demo.unload(sessions.change)
-    files.change(clear, None, results, queue=False, show_progress="hidden", **AT_ONCE, **PRIVATE).then(
+    demo.unload(sessions.close)
+    files.change(clear, files, results, queue=False, show_progress="hidden", **AT_ONCE, **PRIVATE).then(
         show_preview, files, results, show_progress_on=view, concurrency_limit=2, **AT_ONCE, **PRIVATE
     )
     try_threshold(threshold, "volume-view")

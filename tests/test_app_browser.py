@@ -208,6 +208,27 @@ def test_what_belongs_to_a_former_volume_is_not_shown(open_page, hold, tmp_path)
     assert started.value.suggested_filename == "latter_mask.nii.gz"
 
 
+def test_a_run_whose_files_changed_before_its_turn_is_not_shown(open_page, hold, tmp_path):
+    slices = head().slices[..., 1]
+    ahead, page = open_page(), open_page()
+    for each, name in ((ahead, "ahead"), (page, "former")):
+        each.get_by_role("tab", name="Volume").click()
+        each.set_input_files("#volume input[type=file]", save_nifti(tmp_path / f"{name}.nii", slices))
+        each.get_by_text("12 axial slices").wait_for()
+    segmenting = hold(volume_tab, "segment_volume", "ahead")
+    ahead.click("#volume-run")
+    until(ahead, segmenting.begun)
+    page.click("#volume-run")
+    page.wait_for_timeout(1000)  # it waits for the model now
+    page.locator("#volume").get_by_label("Clear").click()
+    page.set_input_files("#volume input[type=file]", save_nifti(tmp_path / "latter.nii", slices[2:]))
+    page.get_by_text("10 axial slices").wait_for()
+    segmenting.released.set()
+    page.get_by_text("The files were changed before the run's turn came").wait_for()
+    assert "10 axial slices" in page.inner_text("#volume-measurements")
+    assert page.locator("#volume-mask").is_disabled()
+
+
 def test_a_late_preview_does_not_take_a_result_away(open_page, hold, tmp_path):
     page = open_page()
     page.get_by_role("tab", name="Volume").click()
