@@ -3,6 +3,7 @@
 import shlex
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -217,11 +218,11 @@ def unrecorded_models(runs: Sequence[TrainingRun]) -> list[str]:
     What those were trained on is unknown here. Weights of ImageNet are none of them.
     """
     names = [name for run in runs for name in (run.start, run.teacher) if name]
-    folders = {run.path.resolve().name for run in runs}
+    given = {(run.path.resolve().name, model) for run in runs for model in ("best", "last")}
     return [
         name
         for name in dict.fromkeys(names)
-        if name != EFFICIENTNET_LITE0 and not name.startswith("timm/") and not folders & set(Path(name).parts)
+        if name != EFFICIENTNET_LITE0 and not name.startswith("timm/") and not given & set(pairwise(Path(name).parts))
     ]
 
 

@@ -33,9 +33,7 @@ class Sessions:
     def change(self, request: gr.Request, paths: object) -> None:
         """The session's files are these from now on."""
         self.close(request)
-        self._files[request.session_hash] = Files(paths)
-        while len(self._files) > MAX_SESSIONS:
-            self._files.popitem(last=False)
+        self._files_of(request, paths)
 
     def close(self, request: gr.Request) -> None:
         """The session has no files any more."""
@@ -48,10 +46,17 @@ class Sessions:
         Raises:
             Outdated: the session has others by now.
         """
-        files = self._files.get(request.session_hash) or Files(paths)
+        files = self._files_of(request, paths)
         if files.paths != paths:
             raise Outdated
         return Work(files)
+
+    def _files_of(self, request: gr.Request, paths: object) -> Files:
+        """What is known of the session's files; these, where nothing is."""
+        files = self._files.setdefault(request.session_hash, Files(paths))
+        while len(self._files) > MAX_SESSIONS:
+            self._files.popitem(last=False)
+        return files
 
     def begin(self, request: gr.Request, paths: object) -> "Work":
         """A model's work on these files, which somebody asked for.

@@ -176,7 +176,7 @@ def test_a_model_of_the_phantom_claims_no_patients(copied, tmp_path):
 def test_what_a_model_came_from_is_not_claimed_to_be_free_or_unseen(copied, real_results, tmp_path, origin):
     generated = ["TCGA_PH_0001_20000101"]
     arguments = {origin: "/home/me/checkpoints/unet-5level", "teacher_weight": 0.7}
-    run = make_run(tmp_path / "run", arguments, train=generated, validation=generated)
+    run = make_run(tmp_path / "unet-5level", arguments, train=generated, validation=generated)
     write_card(copied, results=[real_results], runs=[run])
     card = ModelCard.load(copied / "README.md")
     text = " ".join(card.text.split())
