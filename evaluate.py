@@ -349,8 +349,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             made_with = {
                 "model": model_fingerprint(model),
                 "processor": processor.to_dict(),
-                "dataset": args.dataset,
-                "split": args.split,
                 "channels": args.channels,
                 "views": args.views,
             }

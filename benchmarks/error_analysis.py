@@ -38,7 +38,7 @@ from modeling.metrics import VolumeScores, score_volume, slice_dice
 from modeling.postprocessing import fill_holes, largest_component, mask_from_probabilities
 from modeling.visualization import new_figure
 
-from .kept_predictions import find_predictions, read_prediction
+from .kept_predictions import find_predictions
 from .tables import SCORES, score_cells, table
 
 THRESHOLD = 0.5
@@ -210,8 +210,8 @@ def main() -> None:
             for image, lesion in zip(patient.slices, patient.truth, strict=True)
             if lesion.any()
         ]
-        for name, folder in models.items():
-            predictions[name].append(read_prediction(folder, patient_id))
+        for name, store in models.items():
+            predictions[name].append(store.read(patient_id))
 
     lesion = [truth[truth.any(axis=(1, 2))] for truth in truths]
     areas = np.concatenate([mask.sum(axis=(1, 2)) for mask in lesion])

@@ -25,7 +25,7 @@ from hub_dataset.patients import read_patient
 from modeling.metrics import confusion_counts, dice
 from modeling.postprocessing import mask_from_probabilities
 
-from .kept_predictions import find_predictions, read_prediction
+from .kept_predictions import find_predictions
 from .tables import mean_and_interval, table
 
 
@@ -83,8 +83,8 @@ def main(argv: list[str] | None = None) -> None:
     for patient_id in tqdm(sorted(rows_of), desc="patients"):
         truth = read_patient(split, patient_id, rows_of[patient_id]).truth
         masks, scores = {}, []
-        for name, folder in models.items():
-            probabilities = read_prediction(folder, patient_id)
+        for name, store in models.items():
+            probabilities = store.read(patient_id)
             masks[name] = mask_from_probabilities(probabilities)
             scores.append(dice(confusion_counts(masks[name], truth)))
             by_slice = best_dice(probabilities, truth)

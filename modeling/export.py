@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
-# What the average takes from the first of the sources, and where that came from, which the Hub's copies say.
+# Not compared: what the average takes from the first source, and where copies from the Hub have their code.
 AS_FIRST = {"temperature": None, "loss": None, "auto_map": None}
 
 

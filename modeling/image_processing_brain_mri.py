@@ -69,6 +69,11 @@ def raw_mode(image: Image.Image) -> str:
     return arguments if isinstance(arguments, str) else str(arguments[0])
 
 
+def has_transparency(image: Image.Image, mode: str) -> bool:
+    """Whether an opened file has alpha that is not opaque, or that Pillow cuts to 8 bits; `mode` as from `raw_mode`."""
+    return "A" in image.getbands() and (";16" in mode or image.getchannel("A").getextrema()[0] < 255)
+
+
 def read_deep_colour(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint16 of an opened file with 16 bits per channel, of which Pillow by itself keeps the high bytes only.
 
@@ -201,14 +206,8 @@ def slice_intensities(image: np.ndarray) -> SliceIntensities:
             tissue = tissue[np.searchsorted(tissue, median - limit) : np.searchsorted(tissue, median + limit, "right")]
         median, iqr = median_and_iqr(tissue)
         statistics[channel] = median, max(iqr, minimum_spread) or np.ptp(values)
-    return SliceIntensities(
-        statistics, int(brain.sum()), float(bright_end(image[..., FLAIR])), copied=copies_of_flair(image)
-    )
-
-
-def copies_of_flair(image: np.ndarray) -> np.ndarray:
-    """Which channels hold FLAIR, itself and its copies: (H, W, C) -> (C,) bool."""
-    return (image == image[..., FLAIR, None]).all(axis=(0, 1))
+    copied = (image == image[..., FLAIR, None]).all(axis=(0, 1))
+    return SliceIntensities(statistics, int(brain.sum()), float(bright_end(image[..., FLAIR])), copied)
 
 
 def volume_intensities(slices: Sequence[SliceIntensities]) -> np.ndarray:
@@ -254,9 +253,10 @@ def normalize_intensities(
     """
     if not 0 <= volume_share <= 1:
         raise ValueError(f"volume_share must lie in [0, 1], 0 for each slice by itself, but is {volume_share}.")
-    statistics = slice_intensities(image).statistics
+    own = slice_intensities(image)
+    statistics = own.statistics
     if volume is not None:
-        volume = np.where(copies_of_flair(image)[:, None], volume[FLAIR], volume)
+        volume = np.where(own.copied[:, None], volume[FLAIR], volume)
         statistics = (1 - volume_share) * statistics + volume_share * volume
     median, spread = statistics.astype(np.float32).T
     return np.clip((image - median) / spread * np.float32(NORMAL_IQR), -clip, clip)

@@ -9,7 +9,7 @@ from itertools import islice, pairwise, starmap
 import numpy as np
 from PIL import Image
 
-from .image_processing_brain_mri import raw_mode, read_deep_colour, read_image
+from .image_processing_brain_mri import has_transparency, raw_mode, read_deep_colour, read_image
 from .input_files import InputFile, VolumeFileError
 from .scans import MAX_SIDE, Scan, check_intensities, check_size
 from .volume_geometry import Geometry
@@ -126,5 +126,5 @@ def check_page(name: str, image: Image.Image, count: int) -> None:
         raise VolumeFileError(
             f"{name!r} is of the colour space {image.mode}; accepted are grey and RGB slices of 8 or 16 bits."
         )
-    if "A" in image.getbands() and (";16" in raw_mode(image) or image.getchannel("A").getextrema()[0] < 255):
+    if has_transparency(image, raw_mode(image)):
         raise VolumeFileError(f"{name!r} has a transparency (alpha) channel, which is not read. Save it without.")

@@ -63,9 +63,9 @@ class PredictionStore:
     """A folder with the lesion probabilities of one patient per file, all made by one model with the same options.
 
     `NAME.npz` holds `probabilities` (S, H, W) float32 and `volume`, the fingerprint of the slices that they were made
-    of; `made_with.json` says what made them. A file is written under
-    another name first, so that several processes, also of several machines on one file system, may fill the folder
-    together, and an interruption leaves no half of a patient.
+    of; `made_with.json` says what made them. A file is written under another name first, so that several processes,
+    also of several machines on one file system, may fill the folder together, and an interruption leaves no half of a
+    patient.
 
     Args:
         folder: made where it does not exist.
@@ -88,6 +88,18 @@ class PredictionStore:
                 f"{self.folder} holds predictions that were made with another {', '.join(differing)}. Choose another "
                 f"folder, or delete this one."
             )
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> "PredictionStore":
+        """The predictions in a folder, whatever made them.
+
+        Raises:
+            FileNotFoundError: there are none.
+        """
+        record = Path(folder, MADE_WITH)
+        if not record.is_file():
+            raise FileNotFoundError(f"{folder} holds no predictions; `evaluate.py --predictions {folder}` makes them.")
+        return cls(folder, json.loads(record.read_text()))
 
     def __contains__(self, name: str) -> bool:
         return self._path(name).exists()

@@ -7,7 +7,6 @@ import html
 import logging
 import math
 import os
-import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import gradio as gr
 import numpy as np
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
 from .results import file_stem, new_folder, write_slice_zip
@@ -28,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 PREFERRED_MODELS = ("transunet-small", "unet-5level")
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 LFS_POINTER_SIZE = 1024  # bytes; what a clone without Git LFS holds in place of weights is smaller
 DISPLAY_SIDE = 768  # pixels; small slices are enlarged up to this
 MAX_ATTENTION_TOKENS = 1024  # their weights grow with the square: above, they would take gigabytes
@@ -88,7 +88,7 @@ def find_models() -> dict[str, str]:
         name, source = entry, entry
         if Path(entry, "config.json").is_file():
             name, source = Path(entry).resolve().name, str(Path(entry).resolve())
-        elif Path(entry).parent.is_dir() or not HUB_ID.fullmatch(entry):
+        elif Path(entry).parent.is_dir() or not is_hub_id(entry):
             raise ValueError(
                 f"MODEL_IDS names {entry!r}, which is neither a directory with a model (config.json, model.safetensors "
                 f"and preprocessor_config.json) nor USER/NAME on the Hub."
@@ -96,6 +96,15 @@ def find_models() -> dict[str, str]:
         if models.setdefault(name, source) != source:
             raise ValueError(f"Two models are called {name!r}: {models[name]} and {source}. Rename one directory.")
     return models
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is USER/NAME, as the Hub takes it."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
 
 
 def default_model(models: dict[str, str]) -> str:

@@ -68,6 +68,7 @@ def test_the_script_sets_models_beside_the_reader_and_one_another(tmp_path, caps
     refused = {
         "absent from": ["--split", "val", "--predictions", str(tmp_path / "exact")],
         "both be called 'exact'": ["--predictions", str(tmp_path / "exact"), str(tmp_path / "other" / "exact")],
+        "holds no predictions": ["--predictions", str(tmp_path)],
         "no predictions of 1 of the": ["--predictions", str(tmp_path / "short")],
     }
     for folder in ("other/exact", "short"):
