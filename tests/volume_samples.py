@@ -1,5 +1,6 @@
 """Volumes of the phantom as the files people have: NIfTI and DICOM in any orientation, slices, stacks, zips."""
 
+import itertools
 import zipfile
 from collections.abc import Mapping
 from functools import cache
@@ -15,6 +16,11 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from hub_dataset.phantom import PhantomVolume, phantom_volume
 
 SPACING = (5.0, 0.75, 0.8)  # mm along slice, row and column
+ORIENTATIONS = [  # as nibabel has them: of each axis, which one it becomes, and 1 or -1
+    tuple(zip(axes, flips, strict=True))
+    for axes in itertools.permutations(range(3))
+    for flips in itertools.product((1, -1), repeat=3)
+]
 AFFINE = np.array([[0.8, 0, 0, -25], [0, 0.75, 0, -24], [0, 0, 5.0, -30], [0, 0, 0, 1]])  # to right, anterior, superior
 
 

@@ -1,0 +1,115 @@
+"""NIfTI files of any orientation -> axial slices, and masks back into the input's own space."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from volume_samples import AFFINE, ORIENTATIONS, SPACING, as_nifti, head, save_nifti
+
+from modeling.nifti_files import write_nifti
+from modeling.volume_files import read_mask, read_volume
+
+FLAIR = 1
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=lambda o: "".join("-+"[f > 0] + "xyz"[a] for a, f in o))
+def test_axial_slices_are_found_in_any_orientation_and_the_mask_goes_back(tmp_path, orientation):
+    flair, mask = head().slices[..., FLAIR], head().mask
+    image = as_nifti(flair.astype(np.int16), orientation)
+    image.to_filename(tmp_path / "flair.nii.gz")
+    volume = read_volume([tmp_path / "flair.nii.gz"])
+    np.testing.assert_array_equal(volume.slices, flair)
+    assert volume.spacing == pytest.approx(SPACING)
+    assert volume.warnings == ()
+
+    write_nifti(tmp_path / "mask.nii.gz", mask, volume.geometry)
+    written = nib.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(as_nifti(mask, orientation).dataobj))
+    assert written.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(written.affine, image.affine)
+    for code in ("sform_code", "qform_code"):
+        assert written.header[code] == image.header[code]
+    np.testing.assert_array_equal(read_mask([tmp_path / "mask.nii.gz"], volume), mask)
+
+
+def test_oblique_slices_are_read_as_they_are_and_a_steep_tilt_is_said(tmp_path):
+    flair = head().slices[..., FLAIR]
+    for degrees, said in ((15, False), (40, True)):
+        cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        tilt = np.array([[1, 0, 0, 0], [0, cosine, -sine, 0], [0, sine, cosine, 0], [0, 0, 0, 1]])
+        image = nib.Nifti1Image(np.asarray(as_nifti(flair).dataobj), tilt @ AFFINE)
+        image.to_filename(tmp_path / "flair.nii")
+        volume = read_volume([tmp_path / "flair.nii"])
+        np.testing.assert_array_equal(volume.slices, flair)
+        assert volume.spacing == pytest.approx(SPACING)
+        assert any(f"tilted by {degrees}°" in warning for warning in volume.warnings) == said
+
+
+def test_a_voxel_of_a_sheared_volume_has_its_own_size(tmp_path):
+    shear = np.eye(4)
+    shear[1, 2] = np.tan(np.radians(20))
+    flair = head().slices[..., FLAIR]
+    nib.Nifti1Image(np.asarray(as_nifti(flair).dataobj), shear @ AFFINE).to_filename(tmp_path / "flair.nii")
+    volume = read_volume(tmp_path / "flair.nii")
+    assert volume.spacing == pytest.approx(SPACING)
+    assert np.prod(volume.spacing) == pytest.approx(abs(np.linalg.det(volume.geometry.affine)))
+
+
+def test_scaled_and_wide_intensities_come_as_float32(tmp_path):
+    flair = head().slices[..., FLAIR]
+    image = as_nifti(flair.astype(np.float64) / 7)
+    image.set_data_dtype(np.int16)  # stored with a slope
+    image.to_filename(tmp_path / "flair.nii")
+    slices = read_volume([tmp_path / "flair.nii"]).slices
+    assert slices.dtype == np.float32
+    np.testing.assert_allclose(slices, flair / 7, atol=0.01)
+
+
+def test_a_trailing_dimension_of_one_is_dropped(tmp_path):
+    image = as_nifti(head().slices[..., FLAIR])
+    nib.Nifti1Image(np.asarray(image.dataobj)[..., None], AFFINE).to_filename(tmp_path / "flair.nii")
+    np.testing.assert_array_equal(read_volume([tmp_path / "flair.nii"]).slices, head().slices[..., FLAIR])
+
+
+def test_units_other_than_millimetres_are_converted(tmp_path):
+    affine = AFFINE.copy()
+    affine[:3] /= 1000
+    image = as_nifti(head().slices[..., FLAIR], affine=affine)
+    image.header.set_xyzt_units("meter")
+    image.to_filename(tmp_path / "flair.nii")
+    volume = read_volume([tmp_path / "flair.nii"])
+    assert volume.spacing == pytest.approx(SPACING)
+    write_nifti(tmp_path / "mask.nii", head().mask, volume.geometry)
+    written = nib.load(tmp_path / "mask.nii")
+    np.testing.assert_allclose(written.affine, affine, rtol=1e-5)
+    assert written.header.get_xyzt_units()[0] == "meter"
+
+
+def test_a_file_without_orientation_is_read_with_a_warning_and_without_a_spacing(tmp_path):
+    flair = head().slices[..., FLAIR]
+    nib.Nifti1Image(flair.transpose(2, 1, 0), None).to_filename(tmp_path / "flair.nii")
+    volume = read_volume([tmp_path / "flair.nii"])
+    assert volume.slices.shape == flair.shape
+    assert volume.spacing is None
+    assert "does not give it" in volume.no_spacing
+    assert any("does not say how it is oriented" in warning for warning in volume.warnings)
+
+
+def test_an_identity_affine_is_suspected(tmp_path):
+    save_nifti(tmp_path / "flair.nii", head().slices[..., FLAIR], affine=np.eye(4))
+    assert any("identity" in warning for warning in read_volume([tmp_path / "flair.nii"]).warnings)
+
+
+def test_slices_of_another_plane_are_said_to_be_so(tmp_path):
+    affine = np.diag([5.0, 0.75, 0.8, 1])
+    thick = np.repeat(head().slices[..., FLAIR], 4, axis=0)
+    save_nifti(tmp_path / "flair.nii", thick, affine=affine)
+    assert any("not acquired in axial slices" in warning for warning in read_volume([tmp_path / "flair.nii"]).warnings)
+
+
+def test_nothing_that_may_name_a_person_goes_into_the_mask(tmp_path):
+    image = as_nifti(head().slices[..., FLAIR])
+    image.header["descrip"], image.header["db_name"] = b"Doe^Jane", b"Jane"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Doe^Jane"))
+    image.to_filename(tmp_path / "flair.nii")
+    write_nifti(tmp_path / "mask.nii", head().mask, read_volume([tmp_path / "flair.nii"]).geometry)
+    assert b"Jane" not in (tmp_path / "mask.nii").read_bytes()
