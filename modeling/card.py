@@ -20,6 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from . import card_text
 from .card_inputs import PHANTOM, ImageSource, Results, TrainingRun, read_results, read_run, source_of
+from .hub import is_repo_id
 
 CARD = "README.md"
 FIGURE = "phantom.png"
@@ -130,7 +131,7 @@ def evaluations(results: Sequence[Results]) -> list[EvalResult]:
 
 def is_hub_id(dataset: str) -> bool:
     """Whether a dataset was named as USER/NAME, not as a folder."""
-    return dataset.count("/") == 1 and not dataset.startswith((".", "/", "~")) and not Path(dataset).is_dir()
+    return is_repo_id(dataset) and not Path(dataset).is_dir()
 
 
 def write_card(

@@ -14,18 +14,25 @@ class HubError(RuntimeError):
     """The Hub cannot be reached or refuses; the message says what to do."""
 
 
+def is_repo_id(name: str) -> bool:
+    """Whether a name is USER/NAME, as the Hub takes it."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
+
+
 def check_destination(repo_id: str) -> None:
     """Find what is wrong with a destination before any work is done for it.
 
     Raises:
         HubError: not a USER/NAME, or there is no token.
     """
-    if repo_id.count("/") != 1:
-        raise HubError(f"{repo_id!r} is no name of a repository; give USER/NAME.")
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise HubError(f"{repo_id!r} is no name of a repository: {error}") from error
+    if not is_repo_id(repo_id):
+        raise HubError(
+            f"{repo_id!r} is no name of a repository; give USER/NAME, of letters, digits, '-', '_' and '.' within."
+        )
     if get_token() is None:
         raise HubError("There is no token: run `hf auth login`, or set HF_TOKEN. It must be allowed to write.")
 

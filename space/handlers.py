@@ -15,8 +15,6 @@ from pathlib import Path
 
 import gradio as gr
 import numpy as np
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
 from .results import file_stem, new_folder, write_slice_zip
@@ -79,6 +77,8 @@ def find_models() -> dict[str, str]:
         ValueError: two different models of one name, or an entry that is neither a model's directory nor named as one
             on the Hub.
     """
+    from modeling.hub import is_repo_id
+
     models = {
         path.parent.name: str(path.parent)
         for path in sorted(CHECKPOINTS.glob("*/model.safetensors"))
@@ -88,7 +88,7 @@ def find_models() -> dict[str, str]:
         name, source = entry, entry
         if Path(entry, "config.json").is_file():
             name, source = Path(entry).resolve().name, str(Path(entry).resolve())
-        elif Path(entry).parent.is_dir() or not is_hub_id(entry):
+        elif Path(entry).parent.is_dir() or not is_repo_id(entry):
             raise ValueError(
                 f"MODEL_IDS names {entry!r}, which is neither a directory with a model (config.json, model.safetensors "
                 f"and preprocessor_config.json) nor USER/NAME on the Hub."
@@ -96,15 +96,6 @@ def find_models() -> dict[str, str]:
         if models.setdefault(name, source) != source:
             raise ValueError(f"Two models are called {name!r}: {models[name]} and {source}. Rename one directory.")
     return models
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name is USER/NAME, as the Hub takes it."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name
 
 
 def default_model(models: dict[str, str]) -> str:

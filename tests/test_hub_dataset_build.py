@@ -337,7 +337,7 @@ def test_a_download_that_cannot_be_done_says_what_to_do_instead(monkeypatch):
     ("options", "message"),
     [
         (["--push-to-hub", "someone/lgg"], "There is no token"),
-        (["--push-to-hub", "some one/lgg"], "Repo id must"),
+        (["--push-to-hub", "some one/lgg"], "no name of a repository"),
         (["--private"], "--private goes with --push-to-hub"),
         (["--num-workers", "0"], "at least 1, got 0"),
     ],
