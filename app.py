@@ -19,6 +19,7 @@ from space.code_tab import code_tab
 from space.compare_tab import compare_tab
 from space.components import take_raw_calls
 from space.handlers import default_model, find_models
+from space.retention import private_upload_folder
 from space.slice_tab import slice_tab
 from space.uploads import MAX_FILE_SIZE
 from space.volume_tab import volume_tab
@@ -59,6 +60,9 @@ def build_demo(models: dict[str, str]) -> gr.Blocks:
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 1800)) as demo:
         gr.HTML(HEADER, elem_id="header", padding=False)
+        gr.Button(visible=False).click(
+            list_models, None, gr.JSON(label="models", visible=False), api_name="list_models"
+        )
         with gr.Tab("Slice"):
             slice_tab(models, demo)
         with gr.Tab("Volume"):
@@ -66,12 +70,9 @@ def build_demo(models: dict[str, str]) -> gr.Blocks:
         with gr.Tab("Compare"):
             compare_tab(models, demo)
         with gr.Tab("Code"):
-            code_tab(models, demo)
+            code_tab(models, demo)  # shows the endpoints so far: all have to come before it
         with gr.Tab("About"):
             about_tab(models)
-        gr.Button(visible=False).click(
-            list_models, None, gr.JSON(label="models", visible=False), api_name="list_models"
-        )
     take_raw_calls(demo)
     return demo.queue(max_size=32, api_open=False)
 
@@ -104,7 +105,7 @@ def available_cores() -> int:
     """The CPU cores this process may use, counting a container's quota, which PyTorch's own count overlooks."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
     except (OSError, ValueError):
         return cores
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
@@ -128,7 +129,12 @@ def main() -> None:
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(available_cores())
-    launch(build_demo(models))
+    with private_upload_folder():
+        demo = build_demo(models)
+        try:
+            launch(demo)
+        finally:
+            demo.close()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import gradio as gr
 import numpy as np
@@ -20,6 +21,9 @@ from PIL import Image
 from .results import file_stem, new_folder, write_slice_zip
 from .uploads import InputError, read_channels
 from .viewer import HEADROOM, write_view
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel
 
 Progress = Callable[..., object]  # takes the part done, 0 to 1, and `desc`
 
@@ -102,9 +106,17 @@ def default_model(models: dict[str, str]) -> str:
     return next((name for name in PREFERRED_MODELS if name in models), next(iter(models)))
 
 
+class Loaded(NamedTuple):
+    """A checkpoint in memory."""
+
+    model: "PreTrainedModel"
+    processor: "BaseImageProcessor"
+    weights_sha256: str  # of the file as it was when it was loaded
+
+
 @lru_cache(maxsize=2)
-def load(source: str):
-    """(model, processor) of a directory or Hub id; the two used last stay in memory.
+def load(source: str) -> Loaded:
+    """The checkpoint of a directory or Hub id; the two used last stay in memory.
 
     Raises:
         InputError: it cannot be loaded; the log has the reason.
@@ -112,9 +124,10 @@ def load(source: str):
     from safetensors import SafetensorError
 
     from modeling.inference import load_model
+    from modeling.predictions import weights_sha256
 
     try:
-        return load_model(source)
+        return Loaded(*load_model(source), weights_sha256(source))
     except (OSError, ValueError, RuntimeError, SafetensorError):
         logger.exception("The model %s cannot be loaded", source)
         raise InputError("This model cannot be loaded at the moment. Choose another one.") from None
@@ -212,12 +225,11 @@ def segment(
 
     from modeling.inference import segment_slice
     from modeling.input_checks import check_slice
-    from modeling.predictions import weights_sha256
     from modeling.test_time_augmentation import disagreement
     from modeling.visualization import flair_to_grey
 
     progress(0.1, desc=f"Loading {model}")
-    network, processor = load(models[model])
+    network, processor, weights = load(models[model])
     progress(0.4, desc="Outlining the lesion")
     segmentation = segment_slice(network, processor, pixels, threshold=threshold)
     spread = None
@@ -231,7 +243,7 @@ def segment(
     warnings += [finding.message for finding in check_slice(pixels)]
     measurements = {
         "model": model,
-        "weights_sha256": weights_sha256(models[model]),
+        "weights_sha256": weights,
         "threshold": threshold,
         "width": width,
         "height": height,
@@ -301,7 +313,7 @@ def attention(
     from modeling import TransUNetConfig
     from modeling.attention_map import attention_from_point, draw_attention
 
-    network, processor = load(models[model])
+    network, processor, _ = load(models[model])
     if network.config.model_type != TransUNetConfig.model_type:
         raise InputError(f"{model} has no attention to show: it is a U-Net, which only convolves. Choose a TransUNet.")
     token = network.config.size_divisor

@@ -1,25 +1,18 @@
-"""What people take away: masks, maps, pictures and measurements as files, which are deleted within the hour."""
+"""What people take away: masks, maps, pictures and measurements as files."""
 
 import csv
 import io
 import json
 import re
-import shutil
 import tempfile
-import threading
-import time
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-LIFETIME = 45 * 60  # seconds; with the sweeper's interval, under an hour
-SWEEP_EVERY = 10 * 60  # seconds
 PROBABILITY_STEPS = 1024  # maps are rounded to this part of 1, which compresses well
 NOTICE = "Research software, not a medical device: not for diagnosis or treatment.\n"
 OF_A_MODEL = "The outline is that of a model, see measurements.json for which one and how it was run.\n"
@@ -32,31 +25,10 @@ DICOM_NOTICE = "The DICOM SEG holds the patient's and the study's data as they a
 
 
 def new_folder() -> Path:
-    """An empty folder for the results of one request, where Gradio may serve files from; deleted after `LIFETIME`."""
+    """An empty folder for the results of one request, where Gradio may serve files from; see retention.py."""
     root = Path(get_upload_folder()) / "results"
     root.mkdir(parents=True, exist_ok=True)
-    start_sweeper(root)
     return Path(tempfile.mkdtemp(dir=root))
-
-
-def sweep(root: Path, lifetime: float = LIFETIME) -> None:
-    """Delete the results that are older than `lifetime` seconds. Gradio deletes only what it has served."""
-    for folder in root.iterdir():
-        with suppress(FileNotFoundError):
-            if time.time() - folder.stat().st_mtime > lifetime:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-@lru_cache  # one for each root
-def start_sweeper(root: Path) -> threading.Thread:
-    def run():
-        while root.is_dir():
-            sweep(root)
-            time.sleep(SWEEP_EVERY)
-
-    sweeper = threading.Thread(target=run, name="results-sweeper", daemon=True)
-    sweeper.start()
-    return sweeper
 
 
 def volume_measurements(mask: np.ndarray, volume, provenance: Mapping) -> dict:
@@ -83,8 +55,8 @@ def measurements_csv(measurements: Mapping, slice_names: list[str]) -> str:
         pixel = spacing[1] * spacing[2] if spacing else None
         writer.writerow([])
         writer.writerow(["slice", "file", f"{prefix}area_pixels", f"{prefix}area_mm2"])
-        for index, (name, area) in enumerate(zip(slice_names, facts["area_per_slice_pixels"], strict=True)):
-            writer.writerow([index, name, area, round(area * pixel, 2) if pixel else ""])
+        for number, (name, area) in enumerate(zip(slice_names, facts["area_per_slice_pixels"], strict=True), start=1):
+            writer.writerow([number, name, area, round(area * pixel, 2) if pixel else ""])
     return text.getvalue()
 
 

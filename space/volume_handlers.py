@@ -118,7 +118,8 @@ def segment_volume(
             done = next(passes)
             return by_slice(slices, progress, done * share, share, f"View {done + 1} of {len(VIEWS)}: slice")
 
-        spread = disagreement(*load(models[model]), volume.slices, prediction.probabilities, progress=watch)
+        network, processor, _ = load(models[model])
+        spread = disagreement(network, processor, volume.slices, prediction.probabilities, progress=watch)
     progress(0.92, desc="Writing the results")
     grey = volume_to_grey(volume.flair)
     folder, stem = new_folder(), file_stem(first_path(paths))
@@ -138,7 +139,7 @@ def segment_volume(
             folder,
             volume_to_grey(volume.flair, HEADROOM),
             volume.spacing,
-            measurements["largest_slice"],
+            measurements["largest_slice"] - 1,
             probabilities=prediction.probabilities,
             mask=prediction.mask,
             threshold=threshold,
@@ -160,10 +161,9 @@ def segment_volume(
 def predict(volume, model: str, threshold: float, models, progress: Progress, start: float, share: float) -> Prediction:
     """One model's probabilities and mask of an `MRVolume`; takes `progress` from `start` on by `share`."""
     from modeling import inference, postprocessing
-    from modeling.predictions import weights_sha256
 
     progress(start, desc=f"Loading {model}")
-    network, processor = load(models[model])
+    network, processor, weights = load(models[model])
     whole = len(volume.slices) > 1  # islands and their sizes are a matter of three dimensions
     segmentation = inference.segment_volume(
         network,
@@ -171,6 +171,7 @@ def predict(volume, model: str, threshold: float, models, progress: Progress, st
         volume.slices,
         threshold=threshold,
         postprocess=whole,
+        crop_margin=inference.CROP_MARGIN if whole else None,  # a slice by itself as /segment_slice computes it
         progress=lambda slices: by_slice(slices, progress, start, share, f"{model}: slice"),
     )
     cleaning = {
@@ -181,7 +182,7 @@ def predict(volume, model: str, threshold: float, models, progress: Progress, st
     }
     provenance = {
         "model": model,
-        "weights_sha256": weights_sha256(models[model]),
+        "weights_sha256": weights,
         "threshold": threshold,
         "postprocessing": cleaning if whole else None,
     }

@@ -2,9 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from pathlib import Path
 
@@ -13,7 +15,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from app_files import call_raw, free_port, make_slice
-from gradio.route_utils import delete_files_created_by_app
 from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -22,11 +23,16 @@ from pydicom.uid import JPEGLossless, RLELossless
 from volume_samples import as_nifti, head, save_dicom, save_zip
 
 import app
-from space.results import sweep
+from space.retention import PREFIX, sweep
 
 pytest_plugins = ["app_fixtures"]
 
 ROOT = Path(app.__file__).parent
+HALF_AN_UPLOAD = (
+    b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2000000\r\n"
+    b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+    b'Content-Disposition: form-data; name="files"; filename="patient.nii"\r\n\r\n' + b"p" * 1_000_000
+)
 
 
 def test_paths_that_were_not_uploaded_are_refused(server, slice_path, upload_folder):
@@ -211,7 +217,7 @@ def test_settings_that_keep_images_private(server):
 
 def test_what_is_uploaded_and_made_can_be_deleted_on_schedule(client, server, tmp_path, upload_folder):
     def files():
-        return {path for path in upload_folder.rglob("*") if path.is_file() and path.stat().st_size}
+        return {path for path in upload_folder.rglob("*") if path.is_file()}
 
     before = files()
     path = tmp_path / "patient.png"
@@ -219,14 +225,14 @@ def test_what_is_uploaded_and_made_can_be_deleted_on_schedule(client, server, tm
     client.predict(image=handle_file(path), api_name="/segment_slice")
     new = files() - before
     assert {"patient.png", "patient_mask.png"} <= {path.name for path in new}
-    delete_files_created_by_app(server[1], age=None)  # what `delete_cache` calls, there with an age
-    sweep(upload_folder / "results", lifetime=0)  # what the sweeper calls
+    sweep(upload_folder, lifetime=0)  # what the sweeper calls
     assert not files() & new
 
 
-def test_the_command_serves_on_this_machine_only(models, upload_folder):
+def test_the_command_serves_on_this_machine_only_and_leaves_no_upload(models, tmp_path):
     port = free_port()
     environment = os.environ | {"MODEL_IDS": models["tiny-a"], "GRADIO_SERVER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    environment["GRADIO_TEMP_DIR"] = str(tmp_path)
     environment.pop("SPACE_ID", None)
     process = subprocess.Popen(
         [sys.executable, "-u", "app.py"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -240,10 +246,18 @@ def test_the_command_serves_on_this_machine_only(models, upload_folder):
             assert "/segment_slice" in json.load(response)["named_endpoints"]
         with pytest.raises(OSError, match=r"refused|unreachable|assign"):
             urllib.request.urlopen(f"http://127.0.0.2:{port}/", timeout=5)
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as broken_off:
+            broken_off.sendall(HALF_AN_UPLOAD)
+            patience = time.monotonic() + 60
+            while not (left := [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size]):
+                assert time.monotonic() < patience
+                time.sleep(0.1)
+        assert [path.parent.name.startswith(PREFIX) for path in left] == [True]
     finally:
         stuck.cancel()
         process.terminate()  # SIGINT may be ignored where the tests run in the background
         process.communicate(timeout=30)
+    assert not list(tmp_path.glob(f"{PREFIX}*"))
 
 
 class RecordedLaunch:

@@ -1,0 +1,60 @@
+"""How long uploads and results stay on the server."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from space import retention
+from space.retention import LIFETIME, PREFIX, SWEEP_EVERY, private_upload_folder, sweep
+
+
+def put(path: Path, minutes: float) -> Path:
+    """A file of this age, in a folder of this age."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"patient")
+    for changed in (path, path.parent):
+        os.utime(changed, 2 * (time.time() - 60 * minutes,))
+    return path
+
+
+def test_what_is_old_goes_wherever_it_lies(tmp_path):
+    outside = put(tmp_path / "elsewhere" / "scan.nii", 600)
+    root = tmp_path / "uploads"
+    old = [put(root / name, 46) for name in ("tmpcut0ff", "hash/flair.png", "results/x/mask.png")]
+    new = [put(root / name, 44) for name in ("tmpg0ing", "hash2/flair.png", "results/y/mask.png")]
+    (root / "results" / "y" / "link.nii").symlink_to(outside)
+    (root / "link").symlink_to(outside.parent)
+    sweep(root)
+    assert not any(path.exists() for path in old)
+    assert not old[1].parent.exists()
+    assert all(path.exists() for path in new)
+    assert outside.exists()
+    assert LIFETIME + SWEEP_EVERY < 3600
+
+
+def test_a_process_has_a_folder_of_its_own_and_takes_it_along(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(retention, "SWEEP_EVERY", 0.01)
+    killed = put(tmp_path / f"{PREFIX}killed" / "flair.nii", 600)
+    running = put(tmp_path / f"{PREFIX}running" / "flair.nii", 1)
+    foreign = put(tmp_path / "another-program" / "flair.nii", 600)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    with pytest.raises(SystemExit), private_upload_folder() as folder:  # noqa: PT012 (it ends with the signal)
+        assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
+        assert folder.stat().st_mode & 0o077 == 0, "nobody else may read it"
+        upload = put(folder / "hash" / "flair.nii", 46)
+        put(folder / "hash2" / "flair.nii", 1)
+        patience = time.monotonic() + 60
+        while killed.exists() or killed.parent.exists() or upload.exists():
+            assert time.monotonic() < patience
+            time.sleep(0.01)
+        assert (folder / "hash2" / "flair.nii").exists()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {running.parent.name, foreign.parent.name}
+    assert foreign.exists()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == handlers
