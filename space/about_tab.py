@@ -54,6 +54,9 @@ non-commercial purposes only, name the source, and share what you derive from th
 Buda, Saha and Mazurowski, <cite>Association of genomic subtypes of lower-grade gliomas with shape features
 automatically extracted by a deep learning algorithm</cite>, Computers in Biology and Medicine, doi
 10.1016/j.compbiomed.2019.05.002.</p>
+<p>TransUNet is the architecture of Chen et al. 2021 (arXiv 2102.04306), the U-Net that of Ronneberger, Fischer and Brox
+2015. The stem of the small TransUNet began with the ImageNet weights of EfficientNet-Lite0 (Google; converted to
+PyTorch by ML Illustrated), which are Apache-2.0.</p>
 <h2>What happens to uploads</h2>
 <p>They are read on the machine that serves this page, sent nowhere else, kept in no log, and deleted within the hour,
 as are the results.</p>

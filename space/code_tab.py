@@ -1,5 +1,7 @@
 """The tab that shows how to get the page's result from code."""
 
+import html
+import inspect
 from pathlib import Path
 
 import gradio as gr
@@ -17,10 +19,13 @@ INTRODUCTION = """
 only; what is sent to this page is deleted within the hour, and with transformers nothing leaves your machine.</p>
 """
 OTHERS = """
+<div class="prose-column">
 <p class="hint">Where the sequences are files of their own, <code>image</code> is grey FLAIR, and the T1 slices go in as
 <code>pre_contrast</code> and <code>post_contrast</code>, either or both.</p>
-<p class="hint">Further endpoints: <code>/segment_volume</code>, <code>/compare</code> and <code>/list_models</code>.
-<a href="?view=api">The list of parameters</a> has them all. Calls wait in the same queue as the page's visitors.</p>
+<p class="hint">All endpoints, with what they take and give. Calls wait in the same queue as the page's
+visitors.</p>
+{endpoints}
+</div>
 """
 
 GRADIO_CLIENT = """
@@ -84,8 +89,18 @@ def code_tab(models: dict[str, str], demo: gr.Blocks) -> None:
         gr.Code(code, label=name, interactive=False, wrap_lines=True, show_line_numbers=False, elem_id=f"code-{name}")
         for name, code in examples(models).items()
     ]
-    gr.HTML(OTHERS, padding=False)
+    gr.HTML(OTHERS.format(endpoints=describe_endpoints(demo)), padding=False)
     demo.load(None, codes, codes, js=AT_THIS_ADDRESS, **PRIVATE)
+
+
+def describe_endpoints(demo: gr.Blocks) -> str:
+    """The documentation of the public endpoints that the page has so far, in HTML."""
+    return "".join(
+        f"<details><summary><code>/{function.api_name}</code></summary>"
+        f"<pre>{html.escape(inspect.getdoc(function.fn) or '')}</pre></details>"
+        for function in demo.fns.values()
+        if function.api_visibility == "public" and function.api_name
+    )
 
 
 def examples(models: dict[str, str]) -> dict[str, str]:

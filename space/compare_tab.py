@@ -13,7 +13,7 @@ from .components import (
     facts_list,
     no_file,
     picture,
-    refuse_urls,
+    take_uploads_only,
     threshold_slider,
     warnings_list,
 )
@@ -151,8 +151,9 @@ def compare_tab(models: dict[str, str], demo: gr.Blocks) -> None:
         api_name="compare",
         **ON_MODEL,
     )
-    for component in (files, mask, api_files, api_mask):
-        refuse_urls(component)
+    for component in (files, mask, api_mask):
+        take_uploads_only(component)
+    take_uploads_only(api_files, "volume.nii.gz")
 
 
 def describe_input(description: str) -> str:

@@ -57,8 +57,16 @@ def warnings_list(warnings: list[str]) -> str:
     return f'<ul class="warnings" aria-label="What to know of this input">{items}</ul>' if warnings else ""
 
 
-def refuse_urls(component: gr.File) -> None:
-    """Keep Gradio from fetching a URL that an API client sends in the place of an upload."""
+def take_uploads_only(component: gr.File, example: str | None = None) -> None:
+    """Keep Gradio from fetching a URL that an API client sends in the place of an upload.
+
+    Args:
+        example: the file's name in the calls that Gradio shows as examples, which have a URL otherwise; None for none.
+    """
+    file = {"path": example, "meta": {"_type": "gradio.FileData"}} if example else None
+    several = file and component.file_count == "multiple"
+    component.example_payload = lambda: [file] if several else file
+    component.example_value = lambda: [example] if several else example
     accept = component.async_move_resource_to_block_cache
 
     async def accept_uploads_only(path):

@@ -1,4 +1,6 @@
-// Gives roles to parts of Gradio's markup that assistive technology cannot make sense of.
+// Mends parts of Gradio's markup that assistive technology cannot make sense of, and downloads that fail in silence.
+
+const GONE = "The file is no longer on the server, which deletes results within the hour. Run the model again.";
 
 function giveRoles() {
   // The place of a picture that is not there yet is named, and a name needs a role.
@@ -18,7 +20,27 @@ function giveRoles() {
     head.removeAttribute("role");
     head.removeAttribute("tabindex");
   }
+  // A text that Gradio has no words for
+  for (const state of document.querySelectorAll("[role=status]")) {
+    if (state.textContent.trim() === "common.complete") state.textContent = "Done";
+  }
+  // Gradio states the visitor's language; the page is in English all the same.
+  if (document.documentElement.lang !== "en") document.documentElement.lang = "en";
+}
+
+// A download of what is gone by now ends without a word: says so.
+async function checkDownload(event) {
+  const link = event.target.closest?.("a[download][href]");
+  if (!link) return;
+  const response = await fetch(link.href, { method: "HEAD" }).catch(() => null);
+  document.getElementById("gone")?.remove();
+  if (!response || response.ok) return;
+  const message = document.createElement("p");
+  Object.assign(message, { id: "gone", className: "notice", role: "alert", textContent: GONE });
+  link.parentElement.after(message);
 }
 
 giveRoles();
-new MutationObserver(giveRoles).observe(document.body, { childList: true, subtree: true });
+new MutationObserver(giveRoles).observe(document.body, { childList: true, subtree: true, characterData: true });
+new MutationObserver(giveRoles).observe(document.documentElement, { attributeFilter: ["lang"] });
+document.addEventListener("click", checkDownload, { capture: true });

@@ -25,7 +25,7 @@ MARK = "space/handlers.py"
 # Beside the modules: what they read at run time.
 DATA = ("LICENSE", "space/*.css", "space/*.js", "examples/*.png")
 WEIGHTS = ("config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json", "README.md")
-NOT_NEEDED = {"accelerate", "datasets", "kagglehub", "tqdm"}  # for training and evaluation alone
+NOT_NEEDED = {"accelerate", "datasets", "kagglehub", "pyarrow", "tqdm"}  # for training and evaluation alone
 CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"  # a tenth of the default's size
 
 ABOUT = """# Lower-grade glioma on brain MR
@@ -73,10 +73,11 @@ def stage_space(folder: Path, model_ids: list[str]) -> None:
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    (folder / "requirements.txt").write_text(space_requirements((ROOT / "requirements.txt").read_text()))
+    requirements = space_requirements((ROOT / "requirements.txt").read_text(encoding="utf-8"))
+    (folder / "requirements.txt").write_text(requirements, encoding="utf-8")
     front_matter = RepoCard.load(ROOT / "README.md").data.to_dict()
     data = SpaceCardData(**front_matter | ({"models": model_ids} if model_ids else {}))
-    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{ABOUT}")
+    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{ABOUT}", encoding="utf-8")
 
 
 def needed_modules(start: str) -> list[Path]:

@@ -13,7 +13,7 @@ from .components import (
     facts_list,
     no_file,
     picture,
-    refuse_urls,
+    take_uploads_only,
     threshold_slider,
     warnings_list,
 )
@@ -229,8 +229,9 @@ def slice_tab(models: dict[str, str], demo: gr.Blocks) -> None:
         api_name="segment_slice",
         **ON_MODEL,
     )
-    for component in (*files, api_file, api_pre, api_post):
-        refuse_urls(component)
+    for component in (*files, api_pre, api_post):
+        take_uploads_only(component)
+    take_uploads_only(api_file, "slice.png")
 
 
 def layer_picture(drawn, layer: str, point: tuple[int, int] | None = None) -> gr.Image:

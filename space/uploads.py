@@ -177,15 +177,11 @@ def decode(path: Path) -> np.ndarray:
         InputError: not an image, a damaged one, or one that `check_header` refuses.
         FileNotFoundError: no such file.
     """
-    from modeling.image_processing_brain_mri import raw_mode, read_deep_colour, read_image
+    from modeling.image_processing_brain_mri import raw_mode, read_image
 
     try:
         with Image.open(path, formats=FORMATS) as image:
-            samples = raw_mode(image)
-            check_header(image, samples)
-            if samples.startswith("RGB;16"):
-                return read_deep_colour(image)
-            image.load()
+            check_header(image, raw_mode(image))
             return read_image(image)
     except (InputError, FileNotFoundError):
         raise

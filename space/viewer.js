@@ -143,6 +143,8 @@ function refresh() {
   find(".slices").hidden = !shown || view.slices < 2;
   canvas.tabIndex = shown ? 0 : -1;
   preview.hidden = !shown || !isPreview();
+  const focused = document.activeElement;
+  if (root.contains(focused) && focused.closest("[hidden]")) canvas.focus({ preventScroll: true }); // else it is lost
   setText(status, shown ? measured() : "");
   canvas.setAttribute("aria-label", shown ? label() : "No picture yet");
   if (shown) {

@@ -11,7 +11,7 @@ from .components import (
     PRIVATE,
     facts_list,
     no_file,
-    refuse_urls,
+    take_uploads_only,
     threshold_slider,
     warnings_list,
 )
@@ -76,7 +76,7 @@ def volume_tab(models: dict[str, str], demo: gr.Blocks) -> None:
         Returns:
             The mask as NIfTI in the input's own space, everything (masks, for a DICOM series as DICOM SEG, too,
             probabilities, outlines, measurements) as ZIP, and the measurements: model, weights_sha256, threshold,
-            postprocessing, num_slices, height, width, spacing_mm, lesion_voxels, volume_ml, largest_slice (from 0),
+            postprocessing, num_slices, height, width, spacing_mm, lesion_voxels, volume_ml, largest_slice (from 1),
             diameters_mm, reason (why a measurement is missing), area_per_slice_pixels, and warnings (what looks wrong
             with the images, and why there is no DICOM SEG where the headers do not do for one).
         """
@@ -134,8 +134,8 @@ def volume_tab(models: dict[str, str], demo: gr.Blocks) -> None:
         api_name="segment_volume",
         **ON_MODEL,
     )
-    for component in (files, api_files):
-        refuse_urls(component)
+    take_uploads_only(files)
+    take_uploads_only(api_files, "volume.nii.gz")
 
 
 def nothing() -> tuple:
