@@ -26,18 +26,34 @@ NAMING = (
     "Name the files after their sequences, such as t1_pre.nii.gz, flair.nii.gz and t1_post.nii.gz, or give FLAIR alone."
 )
 MASK_NAME = re.compile(r"(?i)(^|[_\-. ])(mask|masks|seg|segmentation|label|labels|roi)\d*($|[_\-. ])")
-OTHER = r"(t2|(?<![a-z])(dwi|adc|dti|bold|swi|perf|loc|scout|survey|pd(?![a-z])|angio|tof))"
+T1 = r"(t1|mprage|spgr)"
+LOCALIZER = r"(?<![a-z])(loc|scout|survey|perf|angio|tof)"
+DIFFUSION = r"(?<![a-z])(dwi|adc|dti|bold|swi|pd)"
+# Short words of contrast end where the word does: C01, GD12 and PD001 are patients.
+CONTRAST = r"(contrast|gad|enhanc|(gd|ce|km|c)(?![a-z0-9]))"
+NEGATED = r"(?<![a-z])(without|w[/_\-. ]?o|ohne|sans|non?|un)[_\-. ]*(iv[_\-. ]*)?"
 # After "pre" and "post": they are of contrast, and not of surgery, treatment or processing.
 OF_CONTRAST = r"(?![_\-. ]?(op|surg|treat|therap|rad|rt(?![a-z])|proc))"
 # Asked in this order: FLAIR after contrast is FLAIR, unless it is a T1 by fluid-attenuated inversion recovery, and a T1
 # is pre-contrast where nothing speaks of contrast.
 SEQUENCE_NAMES = (
-    ("flair", re.compile(r"(?<!t1)(?<!t1[_\-. ])flair|dark.?fluid|tirm|t2f(?![a-z])")),
-    ("other", re.compile(rf"^(?!.*(t1|mprage|spgr)).*{OTHER}")),  # a T2 after contrast is no T1
-    ("pre", re.compile(rf"(?<![a-z])pre{OF_CONTRAST}|nativ|without|non?.?contrast|t1n(?![a-z])")),
-    ("post", re.compile(rf"t1c|gad|(?<![a-z])(gd|ce|km|c)(?![a-z])|post{OF_CONTRAST}|contrast|enhanc")),
-    ("other", re.compile(OTHER)),
-    ("pre", re.compile(r"t1|mprage|spgr")),
+    ("flair", re.compile(r"(?<!t1)(?<!t1[_\-. ])flair|^(?!.*t1).*(dark.?fluid|tirm)|t2f(?![a-z])")),
+    ("other", re.compile(rf"^(?!.*{T1}).*(t2|{LOCALIZER}|{DIFFUSION})")),  # a T2 after contrast is no T1
+    (
+        "pre",
+        re.compile(
+            rf"(?<![a-z])pre{OF_CONTRAST}|nativ|{NEGATED}{CONTRAST}|t1n(?![a-z])|{T1}.*(?<![a-z])c-(?![a-z0-9])"
+        ),
+    ),
+    (
+        "post",
+        re.compile(
+            rf"t1c(?![a-z])|gad|contrast|enhanc|(?<![a-z])(gd|ce|km)(?![a-z0-9])|post{OF_CONTRAST}"
+            rf"|\+ ?c(?![a-z])|{T1}.*(?<![a-z])c(?![a-z0-9])"
+        ),
+    ),
+    ("other", re.compile(rf"t2|{LOCALIZER}|{DIFFUSION}(?![a-z0-9])")),
+    ("pre", re.compile(T1)),
 )
 
 
