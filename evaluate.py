@@ -351,6 +351,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "processor": processor.to_dict(),
                 "channels": args.channels,
                 "views": args.views,
+                "batch_size": args.batch_size,  # slices of a batch share a window
             }
             predictions = PredictionStore(args.predictions, made_with)
         result = evaluate_split(

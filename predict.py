@@ -5,16 +5,18 @@
 
 Each argument is one patient: a folder with the files of one examination, or a single file. The output then holds, for
 each, NAME_mask.nii.gz in the input's own space, for a DICOM series NAME_mask_seg.dcm, a DICOM SEG on its slices, too,
-and NAME.json with the measurements, as they come; measurements.csv with a line per patient; and probabilities/. Under
-`accelerate launch`, also on several machines with one file system, the processes share the patients. The same command
-goes on where it was stopped. Patients that cannot be read are listed at the end, with the reason, and the exit code is
-then 1. Research only, not a medical device.
+and NAME.json with the measurements, as they come; measurements.csv with a line for each patient whose results are in
+the folder, also from former runs; and probabilities/. Slices are counted from 1. Under `accelerate launch`, also on
+several machines with one file system, the processes share the patients. The same command goes on where it was stopped.
+Patients that cannot be read are listed at the end, with the reason, and the exit code is then 1. Research only, not a
+medical device.
 """
 
 import argparse
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -33,7 +35,10 @@ from modeling.postprocessing import check_threshold, describe_removed, mask_from
 from modeling.predictions import PredictionStore, model_fingerprint, segment_dataset, weights_sha256
 from modeling.volume_files import MRVolume, read_volume
 
-TABLE = ("patient", "num_slices", "lesion_voxels", "volume_ml", "long_mm", "short_mm", "largest_slice", "warnings")
+TABLE = (
+    "patient", "num_slices", "lesion_voxels", "volume_ml", "long_mm", "short_mm", "largest_slice", "threshold",
+    "postprocessing", "warnings",
+)  # fmt: skip
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -63,7 +68,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def patient_name(path: Path) -> str:
     """What results are called after: a folder's name, or a file's without its suffix."""
-    return path.resolve().name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+    path = Path(os.path.abspath(path))  # noqa: PTH100 (`resolve` would follow links, whose own names tell patients apart)
+    return path.name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0] or path.name
 
 
 def name_patients(paths: Sequence[Path]) -> dict[str, Path]:
@@ -86,7 +92,8 @@ def write_patient(
     probabilities = store.read(name)
     mask = reached = probabilities >= args.threshold
     outlined_at = args.threshold
-    if not args.no_postprocessing and len(mask) > 1:
+    postprocessed = not args.no_postprocessing and len(mask) > 1  # islands are a matter of three dimensions
+    if postprocessed:
         mask = mask_from_probabilities(probabilities, threshold=args.threshold)
         outlined_at = round(outline_threshold(probabilities, args.threshold), 4)
     path = args.output / f"{name}_mask.nii.gz"
@@ -109,7 +116,7 @@ def write_patient(
                 parameters={
                     "threshold": args.threshold,
                     "outline_threshold": outlined_at,
-                    "postprocessing": not args.no_postprocessing,
+                    "postprocessing": postprocessed,
                 },
             )
             unfinished.replace(path)
@@ -120,7 +127,7 @@ def write_patient(
         **provenance,
         "threshold": args.threshold,
         "outline_threshold": outlined_at,
-        "postprocessing": not args.no_postprocessing,
+        "postprocessing": postprocessed,
         **measure_volume(mask, volume.spacing, volume.no_spacing),
         "description": volume.description,
         "warnings": warnings,
@@ -128,13 +135,14 @@ def write_patient(
     write_atomically(args.output / f"{name}.json", json.dumps(report, indent=2).encode() + b"\n")
 
 
-def write_table(names: Sequence[str], folder: Path) -> None:
-    """measurements.csv: a line for each of these patients, from their JSON files."""
+def write_table(folder: Path) -> None:
+    """measurements.csv: a line for each patient in `folder` with a mask, from the JSON files."""
     text = io.StringIO()
     table = csv.DictWriter(text, TABLE, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
-    for name in names:
-        report = json.loads((folder / f"{name}.json").read_text())
+    names = (path.stem for path in sorted(folder.glob("*.json")))
+    for name in (name for name in names if (folder / f"{name}_mask.nii.gz").is_file()):
+        report = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         long, short = report["diameters_mm"] or (None, None)
         table.writerow(report | {"long_mm": long, "short_mm": short, "warnings": " ".join(report["warnings"])})
     write_atomically(folder / "measurements.csv", text.getvalue().encode())
@@ -182,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     done, failed = sorted(gather_object(done)), sorted(gather_object(list(failures.items())))
     if not state.is_main_process:
         return
-    write_table(done, args.output)
+    write_table(args.output)
     print(f"{len(done)} of {len(paths)} patients segmented; {args.output / 'measurements.csv'}")
     if failed:
         sys.exit("\n".join(f"{name}: {reason}" for name, reason in failed))

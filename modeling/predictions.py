@@ -4,8 +4,10 @@ import hashlib
 import json
 import logging
 import os
+import platform
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +39,6 @@ def volume_fingerprint(slices: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-@lru_cache(maxsize=16)
 def weights_sha256(name_or_path: str) -> str:
     """SHA-256 of a checkpoint's model.safetensors as it is stored, of shards one after another in order of their names.
 
@@ -49,7 +50,7 @@ def weights_sha256(name_or_path: str) -> str:
     """
     names = ["model.safetensors"]
     if not cached_file(name_or_path, names[0], _raise_exceptions_for_missing_entries=False):
-        index = json.loads(Path(cached_file(name_or_path, f"{names[0]}.index.json")).read_text())
+        index = json.loads(Path(cached_file(name_or_path, f"{names[0]}.index.json")).read_text(encoding="utf-8"))
         names = sorted(set(index["weight_map"].values()))
     digest = hashlib.sha256()
     for name in names:
@@ -57,6 +58,31 @@ def weights_sha256(name_or_path: str) -> str:
             while chunk := file.read(2**20):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def read_record(folder: Path) -> dict:
+    """What the predictions in a folder were made with, as it was recorded; {} where nothing was.
+
+    Raises:
+        ValueError: a damaged record.
+    """
+    record = folder / MADE_WITH
+    try:
+        return json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    except ValueError:
+        raise ValueError(f"{record} is damaged. Delete {folder}, whose predictions may be of any model.") from None
+
+
+def differences(one: dict, other: dict, prefix: str = "") -> list[str]:
+    """The names, in sorted order, under which two records differ; of parts that are records, `part.name`."""
+    found = []
+    for key in sorted(one.keys() | other.keys()):
+        parts = one.get(key), other.get(key)
+        if all(isinstance(part, dict) for part in parts):
+            found += differences(*parts, f"{prefix}{key}.")
+        elif parts[0] != parts[1]:
+            found.append(prefix + key)
+    return found
 
 
 class PredictionStore:
@@ -78,16 +104,12 @@ class PredictionStore:
     def __init__(self, folder: str | os.PathLike, made_with: dict):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        record = self.folder / MADE_WITH
-        if not record.exists():
-            self._replace(record, lambda file: file.write(json.dumps(made_with, indent=2).encode() + b"\n"))
-        before = json.loads(record.read_text())
-        if before != json.loads(json.dumps(made_with)):
-            differing = sorted(key for key in before.keys() | made_with.keys() if before.get(key) != made_with.get(key))
-            raise ValueError(
-                f"{self.folder} holds predictions that were made with another {', '.join(differing)}. Choose another "
-                f"folder, or delete this one."
-            )
+        self.made_with = json.loads(json.dumps(made_with))
+        if any(self.folder.glob("*.npz")):
+            self._check()
+        elif read_record(self.folder) != self.made_with:
+            text = json.dumps(made_with, indent=2).encode() + b"\n"
+            self._replace(self.folder / MADE_WITH, lambda file: file.write(text))
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> "PredictionStore":
@@ -96,10 +118,9 @@ class PredictionStore:
         Raises:
             FileNotFoundError: there are none.
         """
-        record = Path(folder, MADE_WITH)
-        if not record.is_file():
+        if not Path(folder, MADE_WITH).is_file():
             raise FileNotFoundError(f"{folder} holds no predictions; `evaluate.py --predictions {folder}` makes them.")
-        return cls(folder, json.loads(record.read_text()))
+        return cls(folder, read_record(Path(folder)))
 
     def __contains__(self, name: str) -> bool:
         return self._path(name).exists()
@@ -112,12 +133,18 @@ class PredictionStore:
         """
         if name not in self:
             return False
-        with np.load(self._path(name)) as file:
-            if str(file.get("volume")) != volume_fingerprint(slices):
-                raise ValueError(
-                    f"{self.folder} holds probabilities of other images under this name. Choose another folder, or "
-                    f"delete its {name}.npz to have these computed instead."
-                )
+        try:
+            with np.load(self._path(name)) as file:
+                volume = str(file["volume"])
+                file["probabilities"]  # checks that they are whole
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            logger.warning("%s is damaged; it is computed again.", self._path(name))
+            return False
+        if volume != volume_fingerprint(slices):
+            raise ValueError(
+                f"{self.folder} holds probabilities of other images under this name. Choose another folder, or "
+                f"delete its {name}.npz to have these computed instead."
+            )
         return True
 
     def read(self, name: str) -> np.ndarray:
@@ -126,9 +153,21 @@ class PredictionStore:
             return file["probabilities"]
 
     def write(self, name: str, probabilities: np.ndarray, slices: np.ndarray) -> None:
-        """Keep probabilities (S, H, W) of these slices."""
+        """Keep probabilities (S, H, W) of these slices.
+
+        Raises:
+            ValueError: the folder was meanwhile begun with something else.
+        """
+        self._check()
         arrays = {"probabilities": probabilities, "volume": volume_fingerprint(slices)}
         self._replace(self._path(name), lambda file: np.savez_compressed(file, **arrays))
+
+    def _check(self) -> None:
+        if differing := differences(read_record(self.folder), self.made_with):
+            raise ValueError(
+                f"{self.folder} holds predictions that were made with another {', '.join(differing)}. Choose another "
+                f"folder, or delete this one."
+            )
 
     def _path(self, name: str) -> Path:
         if not name or Path(name).name != name:
@@ -136,7 +175,7 @@ class PredictionStore:
         return self.folder / f"{name}.npz"
 
     def _replace(self, path: Path, write: Callable) -> None:
-        unfinished = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
+        unfinished = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
         try:
             with unfinished.open("wb") as file:
                 write(file)

@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import dcmread
 from tiny_models import tiny_model
 from volume_samples import AFFINE, SPACING, head, read_dicom_seg, save_dicom, save_nifti, save_slices, save_zip
@@ -89,6 +90,30 @@ def test_masks_and_measurements_of_all_kinds_of_input(scans, checkpoint, tmp_pat
     assert float(rows[0]["volume_ml"]) == report["volume_ml"]
     assert int(rows[2]["lesion_voxels"]) == mask.sum()
     assert rows[2]["volume_ml"] == "", "numbered slices have no spacing"
+    assert int(rows[0]["largest_slice"]) == mask.sum(axis=(1, 2)).argmax() + 1, "counted from 1, like the files"
+
+
+def test_a_linked_folder_is_called_as_the_link_and_a_failed_start_binds_nobody(scans, checkpoint, tmp_path, capsys):
+    (tmp_path / "dora").symlink_to(scans / "anna")
+    output = ["--output", str(tmp_path / "out"), "--checkpoint", str(checkpoint), str(tmp_path / "dora")]
+    with pytest.raises(SystemExit):
+        main(["--batch_size", "0", *output])
+    main(output)
+    assert (tmp_path / "out" / "dora_mask.nii.gz").is_file()
+
+
+def test_one_slice_is_not_post_processed_and_that_is_said(scans, checkpoint, tmp_path):
+    Image.fromarray(head().slices[6]).save(tmp_path / "one.png")
+    main(["--output", str(tmp_path), "--checkpoint", str(checkpoint), str(tmp_path / "one.png")])
+    assert json.loads((tmp_path / "one.json").read_text())["postprocessing"] is False
+
+
+def test_the_table_keeps_the_patients_of_former_runs(scans, checkpoint, tmp_path):
+    predict(scans, checkpoint, tmp_path, "anna")
+    predict(scans, checkpoint, tmp_path, "bert.nii", options=("--threshold", "0.4"))
+    with (tmp_path / "measurements.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["patient"], float(row["threshold"])) for row in rows] == [("anna", THRESHOLD), ("bert", 0.4)]
 
 
 def test_views_are_averaged_when_asked_for(scans, checkpoint, tmp_path):

@@ -81,10 +81,35 @@ def test_processes_share_the_patients(model, processor, volumes, tmp_path):
 
 
 def test_predictions_of_different_origin_do_not_mix(tmp_path):
-    PredictionStore(tmp_path, MADE_WITH)
-    PredictionStore(tmp_path, dict(MADE_WITH))
-    with pytest.raises(ValueError, match="another weights"):
-        PredictionStore(tmp_path, MADE_WITH | {"weights": "1"})
+    slices, other = np.zeros((2, 8, 8)), MADE_WITH | {"weights": "1", "options": {"views": 2}}
+    PredictionStore(tmp_path, other)  # nothing came of it, so that it binds nobody
+    store = PredictionStore(tmp_path, MADE_WITH | {"options": {"views": 1}})
+    store.write("a", slices, slices)
+    PredictionStore(tmp_path, dict(store.made_with))
+    with pytest.raises(ValueError, match=r"another options\.views, weights\."):
+        PredictionStore(tmp_path, other)
+    (tmp_path / "a.npz").unlink()
+    PredictionStore(tmp_path, other)
+    with pytest.raises(ValueError, match="another options"):
+        store.write("a", slices, slices)
+
+
+def test_what_is_damaged_is_computed_again_and_a_damaged_record_is_named(tmp_path):
+    slices = np.random.default_rng(0).random((2, 8, 8))
+    store = PredictionStore(tmp_path, MADE_WITH)
+    store.write("a", slices, slices)
+    assert store.holds("a", slices)
+    with pytest.raises(ValueError, match="other images"):
+        store.holds("a", slices + 1)
+    with pytest.raises(ValueError, match="other images"):
+        store.holds("a", slices.reshape(4, 4, 8))
+    kept = (tmp_path / "a.npz").read_bytes()
+    for damaged in (kept[:100], kept[:-200], b""):
+        (tmp_path / "a.npz").write_bytes(damaged)
+        assert not store.holds("a", slices)
+    (tmp_path / "made_with.json").write_text("")
+    with pytest.raises(ValueError, match=r"made_with\.json is damaged"):
+        PredictionStore(tmp_path, MADE_WITH)
 
 
 def test_a_failure_names_the_patient_and_keeps_the_others(model, processor, volumes, tmp_path):
