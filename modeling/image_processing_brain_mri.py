@@ -1,5 +1,7 @@
 """Image processor for MR slices: any common image in, robustly normalised three-channel tensors out."""
 
+import io
+import operator
 import os
 import sys
 from collections.abc import Sequence
@@ -35,20 +37,17 @@ def read_image(source: str | os.PathLike | Image.Image) -> np.ndarray:
 
     Returns:
         (H, W) for grey images, uint8, uint16, int32 or float32; (H, W, 3) uint8 for colour images, uint16 for files
-        with 16 bits per channel.
+        with 16 bits per channel. (A PIL image of such a file has 8 bits once its pixels were loaded.)
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not an image, a damaged image, or several pages.
+        ValueError: not an image, a damaged image, several pages, or 16 bits per channel with transparency.
     """
     if not isinstance(source, Image.Image):
         if not Path(source).is_file():
             raise FileNotFoundError(f"There is no image file {os.fspath(source)!r}. {ACCEPTED}")
         try:
             with Image.open(source) as image:
-                if raw_mode(image).startswith("RGB;16"):
-                    return read_deep_colour(image)
-                image.load()
                 return read_image(image)
         except UnidentifiedImageError:
             raise ValueError(f"{Path(source).name!r} is not an image that Pillow can read. {ACCEPTED}") from None
@@ -56,6 +55,10 @@ def read_image(source: str | os.PathLike | Image.Image) -> np.ndarray:
             raise ValueError(f"{Path(source).name!r} is damaged: {error}. Export it again.") from error
     if getattr(source, "n_frames", 1) > 1:
         raise ValueError(f"The image has {source.n_frames} pages or frames. {ACCEPTED}")
+    if ";16" in (samples := raw_mode(source)) and "A" in source.getbands():
+        raise ValueError(f"The image has 16 bits per channel and transparency (alpha). Save it without. {ACCEPTED}")
+    if samples.startswith("RGB;16"):
+        return read_deep_colour(source)
     if source.mode in ("1", "LA", "La"):
         source = source.convert("L")
     elif source.mode not in ("L", "I", "F") and not source.mode.startswith("I;16"):
@@ -64,8 +67,12 @@ def read_image(source: str | os.PathLike | Image.Image) -> np.ndarray:
 
 
 def raw_mode(image: Image.Image) -> str:
-    """How Pillow reads the samples of an opened file, for example `RGB;16B`: three of 16 bits, high byte first."""
-    arguments = image.tile[0].args if image.tile else ""
+    """How Pillow reads the samples of an opened file, for example `RGB;16B`: three of 16 bits, high byte first.
+
+    "" once they were loaded, or where the image is of no file.
+    """
+    tile = getattr(image, "tile", None)
+    arguments = tile[0].args if tile else ""
     return arguments if isinstance(arguments, str) else str(arguments[0])
 
 
@@ -81,7 +88,13 @@ def read_deep_colour(image: Image.Image) -> np.ndarray:
     """
     native = "L" if sys.byteorder == "little" else "B"
     swapped = "RGB;16B" if raw_mode(image)[-1].replace("N", native) == "L" else "RGB;16L"
-    with Image.open(image.filename) as again:
+    source = image.filename
+    if not source:  # opened from a stream, whose place is part of the image's state
+        position = image.fp.tell()
+        image.fp.seek(0)
+        source = io.BytesIO(image.fp.read())
+        image.fp.seek(position)
+    with Image.open(source) as again:
         again.tile = [
             tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:]))
             for tile in again.tile
@@ -287,9 +300,9 @@ class BrainMRIImageProcessorKwargs(ImagesKwargs, total=False):
     """
 
     size_divisor: int
-    clip: float
+    clip: float | int
     volume_intensities: np.ndarray | None
-    volume_share: float
+    volume_share: float | int
 
 
 class BrainMRIImageProcessor(PilBackend):
@@ -324,7 +337,7 @@ class BrainMRIImageProcessor(PilBackend):
         if isinstance(image, (str, os.PathLike, Image.Image)):
             image = read_image(image)
         elif isinstance(image, torch.Tensor):
-            image = image.detach().cpu().numpy()
+            image = (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
         elif not isinstance(image, np.ndarray):
             raise ValueError(f"An image came as {type(image).__name__}. {ACCEPTED}")
         return to_channels(image)
@@ -381,11 +394,15 @@ class BrainMRIImageProcessor(PilBackend):
                 f"{len(logits)} slices but {len(target_sizes)} target_sizes came; give one size per slice."
             )
         masks = []
-        for slice_logits, (height, width) in zip(logits, target_sizes, strict=True):
-            if height > slice_logits.shape[0] or width > slice_logits.shape[1]:
+        for slice_logits, size in zip(logits, target_sizes, strict=True):
+            try:
+                height, width = map(operator.index, size)
+            except (TypeError, ValueError):
+                raise ValueError(f"A target size is (height, width) in whole pixels, but one is {size!r}.") from None
+            if not (0 < height <= slice_logits.shape[0] and 0 < width <= slice_logits.shape[1]):
                 raise ValueError(
-                    f"target size {height}x{width} exceeds the logits' {tuple(slice_logits.shape)}; give the sizes "
-                    f"of the slices as they went into the processor."
+                    f"target size {height}x{width} does not fit the logits' {tuple(slice_logits.shape)}; give the "
+                    f"sizes of the slices as they went into the processor."
                 )
             masks.append((slice_logits[:height, :width].float().sigmoid() >= threshold).long())
         return masks

@@ -9,7 +9,7 @@ from itertools import islice, pairwise, starmap
 import numpy as np
 from PIL import Image
 
-from .image_processing_brain_mri import has_transparency, raw_mode, read_deep_colour, read_image
+from .image_processing_brain_mri import has_transparency, raw_mode, read_image
 from .input_files import InputFile, VolumeFileError
 from .scans import MAX_SIDE, Scan, check_intensities, check_size
 from .volume_geometry import Geometry
@@ -106,8 +106,7 @@ def read_pages(file: InputFile, mask: bool = False) -> list[np.ndarray]:
                         raise VolumeFileError(
                             f"{file.name!r} has pages of 16 bits per colour channel. Save each as a file of its own."
                         )
-                    image.filename = data  # from which the low bytes are read
-                    pages.append(read_deep_colour(image))
+                    pages.append(read_image(image))
                 else:
                     pages.append(read_image(image.copy()))  # a copy has one page
     except VolumeFileError:

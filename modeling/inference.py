@@ -265,8 +265,10 @@ def predict_volume(
 
     def compute_batch(batch: np.ndarray, view: View, total: np.ndarray) -> np.ndarray:
         images, heads = view.of(slices[batch]), view.of(signal[batch]) > 0.5
-        if _is_constant(images).any():  # all that a slice showed was in a corner that the turn cut off
+        shown = ~_is_constant(images)  # otherwise all that a slice showed was in a corner that the turn cut off
+        if not shown.any():
             return batch
+        images, heads = images[shown], heads[shown]
         pixel_values = processor(images=list(images), volume_intensities=intensities, return_tensors="pt")[
             "pixel_values"
         ]
@@ -278,7 +280,7 @@ def predict_volume(
         seen = np.zeros(heads.shape, dtype=np.float32)
         # The window may reach into the padding, which has no place in the result.
         seen[:, rows, columns] = predicted[:, : height - rows.start, : width - columns.start]
-        total[batch] += view.undo(seen)
+        total[batch[shown]] += view.undo(seen)
         return batch
 
     def compute(chosen: np.ndarray, view: View, total: np.ndarray) -> Iterator[int]:
@@ -362,7 +364,7 @@ def segment_volume(
         ValueError: as in `predict_volume`, a threshold outside (0, 1), or a spacing that is not three positive numbers.
     """
     check_threshold(threshold)
-    if spacing is not None and (len(spacing) != 3 or min(spacing) <= 0):
+    if spacing is not None and (len(spacing) != 3 or not all(0 < length < np.inf for length in spacing)):
         raise ValueError(f"spacing is three positive lengths in mm, (slice, row, column), but is {spacing}.")
     probabilities = predict_volume(
         model,

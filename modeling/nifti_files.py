@@ -115,7 +115,7 @@ def damaged(name: str, error: Exception) -> VolumeFileError:
     return VolumeFileError(f"{name!r} is a damaged or incomplete NIfTI file ({error}). Export it again.")
 
 
-def write_nifti(path: Path, array: np.ndarray, geometry: Geometry, spacing: tuple[float, ...] | None = None) -> None:
+def write_nifti(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write axial slices `(S, H, W)` as NIfTI in the input's own space: its shape, its affine, its orientation codes.
 
     Where the input has no affine, the axes are (column, row, slice) and the header gives no orientation.
@@ -139,10 +139,12 @@ def write_nifti(path: Path, array: np.ndarray, geometry: Geometry, spacing: tupl
 
 def keep_space(image, header) -> None:
     """Copy what a NIfTI header says of space, and nothing that may name a person."""
-    code, affine = int(header["sform_code"]), header.get_sform()
-    q_code, q_affine = int(header["qform_code"]), header.get_qform()
-    image.set_sform(affine, code)
-    image.set_qform(q_affine, q_code)
-    if not code and not q_code:
-        image.header.set_zooms(header.get_zooms()[:3])
+    s_affine, s_code = header.get_sform(coded=True)
+    q_affine, q_code = header.get_qform(coded=True)  # one that is not in use may not even be valid
+    if s_code or q_code:
+        image.set_sform(s_affine, s_code)
+        image.set_qform(q_affine, q_code)
+    else:
+        image.set_sform(None, 0)
+        image.set_qform(None, 0)
     image.header.set_xyzt_units(header.get_xyzt_units()[0])

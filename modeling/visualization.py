@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from .image_processing_brain_mri import FLAIR, FOREGROUND
+from .image_processing_brain_mri import FLAIR, FOREGROUND, read_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, FigureBase
@@ -43,13 +43,13 @@ def flair_to_grey(image: np.ndarray | Image.Image, headroom: float = 1.0) -> np.
     Raises:
         ValueError: another shape or dtype, NaN or infinity.
     """
-    array = np.asarray(image)
+    array = read_image(image) if isinstance(image, Image.Image) else np.asarray(image)
     if array.dtype.kind not in "uif":
         raise ValueError(f"A slice must have integer or float intensities, got {array.dtype}.")
     if array.ndim == 3 and array.shape[2] in (1, 3):
         array = array[..., FLAIR if array.shape[2] == 3 else 0]
     if array.ndim != 2 or array.size == 0:
-        raise ValueError(f"A slice must have shape (H, W), (H, W, 1) or (H, W, 3), got {np.shape(image)}.")
+        raise ValueError(f"A slice must have shape (H, W), (H, W, 1) or (H, W, 3), got {array.shape}.")
     flair = array.astype(np.float64)
     if not np.isfinite(flair).all():
         raise ValueError("The slice contains NaN or infinite intensities. Replace them, for instance by zero, first.")

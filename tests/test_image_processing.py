@@ -229,8 +229,12 @@ class TestPostProcessing:
             processor.post_process_semantic_segmentation(outputs, threshold=1.0)
         with pytest.raises(ValueError, match="1 slices but 2"):
             processor.post_process_semantic_segmentation(outputs, target_sizes=[(32, 32)] * 2)
-        with pytest.raises(ValueError, match="exceeds"):
-            processor.post_process_semantic_segmentation(outputs, target_sizes=[(33, 32)])
+        for size in ((33, 32), (32, 33), (-1, 32), (0, 32)):
+            with pytest.raises(ValueError, match="does not fit the logits"):
+                processor.post_process_semantic_segmentation(outputs, target_sizes=[size])
+        for size in (32, (32.0, 32.0), (32,), (1, 32, 32)):
+            with pytest.raises(ValueError, match=r"\(height, width\) in whole pixels"):
+                processor.post_process_semantic_segmentation(outputs, target_sizes=[size])
 
 
 class TestErrors:
