@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainingArguments
 
-from hub_dataset.loading import load_splits
+from hub_dataset.loading import is_empty, load_splits, pixels_of
 from modeling import PRESETS, BrainMRIImageProcessor, build_model
 
 
 def train(preset: str, dataset: str, **arguments) -> Trainer:
     """Train on the dataset's split for it and save model and processor; `arguments` go to `TrainingArguments`."""
-    splits = load_splits(dataset)
+    # Slices beyond the head show nothing to normalise or to learn from.
+    splits = load_splits(dataset).filter(lambda image: not is_empty(pixels_of(image)), input_columns="image")
     model = build_model(preset)
     processor = BrainMRIImageProcessor(size_divisor=model.config.size_divisor)
 

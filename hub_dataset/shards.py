@@ -180,7 +180,10 @@ def has_digest(file: Path, record: ShardRecord) -> bool:
 def read_records(path: Path) -> dict[str, ShardRecord]:
     """Records by shard path; none where the file is missing or damaged, which means building anew."""
     try:
-        return {name: ShardRecord(**record) for name, record in json.loads(path.read_text())["shards"].items()}
+        return {
+            name: ShardRecord(**record)
+            for name, record in json.loads(path.read_text(encoding="utf-8"))["shards"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

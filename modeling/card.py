@@ -83,7 +83,7 @@ def make_card(
         card_text.usage(),
         card_text.training(runs, hardware, source),
         card_text.limits(source),
-        card_text.licence(source, ancestors),
+        card_text.licence(source, runs),
     ]
     body = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")

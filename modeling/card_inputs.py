@@ -138,7 +138,7 @@ def read_run(folder: Path) -> TrainingRun:
         OSError: no such folder, or a file is missing.
         ValueError: a file is damaged, or no epoch was completed.
     """
-    lines = (folder / "log.jsonl").read_text().splitlines()
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     try:
         log = [json.loads(line) for line in lines]
     except json.JSONDecodeError as error:
@@ -150,7 +150,7 @@ def read_run(folder: Path) -> TrainingRun:
 
 def read_json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):

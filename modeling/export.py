@@ -84,7 +84,8 @@ def export_checkpoint(sources: Sequence[str], folder: Path, temperature: float |
         model.half().save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
         config = Path(unfinished) / "config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+        content = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}
+        config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         folder.mkdir(exist_ok=True)
         for file in sorted(Path(unfinished).iterdir()):
             shutil.move(file, folder / file.name)

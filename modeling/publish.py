@@ -62,7 +62,7 @@ def stage_model(checkpoint: Path, folder: Path, repo_id: str) -> None:
     processor = AutoImageProcessor.from_pretrained(checkpoint)
     for path in weights:
         shutil.copyfile(path, folder / path.name)
-    settings = {name: json.loads((checkpoint / name).read_text()) for name in (CONFIG, PROCESSOR)}
+    settings = {name: json.loads((checkpoint / name).read_text(encoding="utf-8")) for name in (CONFIG, PROCESSOR)}
     for part, auto_class, name in (
         (model.config, "AutoConfig", CONFIG),
         (model, "AutoModelForSemanticSegmentation", CONFIG),
@@ -71,7 +71,7 @@ def stage_model(checkpoint: Path, folder: Path, repo_id: str) -> None:
         part._auto_class = auto_class  # of this object alone: `register_for_auto_class` would change later saves, too
         custom_object_save(part, folder, config=settings[name])
     for name, content in settings.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     stage_card(checkpoint, folder, repo_id, model.config)
 
 
@@ -95,7 +95,7 @@ def stage_card(checkpoint: Path, folder: Path, repo_id: str, config: PreTrainedC
     """The checkpoint's own card, or else one that claims nothing, with the repository's name filled in."""
     path = checkpoint / CARD
     card = ModelCard.load(path) if path.is_file() else make_card(config, repo_id.split("/")[-1])
-    (folder / CARD).write_text(str(card).replace(REPOSITORY, repo_id))
+    (folder / CARD).write_text(str(card).replace(REPOSITORY, repo_id), encoding="utf-8")
     if f"({FIGURE})" in card.text and (checkpoint / FIGURE).is_file():
         shutil.copyfile(checkpoint / FIGURE, folder / FIGURE)
 

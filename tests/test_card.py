@@ -151,6 +151,9 @@ def test_runs_that_follow_each_other_add_up(copied, tmp_path):
     assert "`runs/b`: from the weights of `a/best`, two epochs in 1.5 hours" in text
     assert "Together 2.0 hours; the hardware is not recorded." in text
     assert "epoch 1 had a mean Dice of 0.725" in text
+    assert "EfficientNet-Lite0 (Google; converted to PyTorch by ML Illustrated" in text
+    write_card(copied, runs=[second])
+    assert "ML Illustrated" not in (copied / "README.md").read_text()
 
 
 def test_a_figure_of_patients_never_reaches_the_card(copied, real_results, phantom_results):

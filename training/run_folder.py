@@ -70,7 +70,7 @@ class RunFolder:
     def arguments(self) -> dict:
         """The recorded arguments of the run, empty before there are any."""
         path = self.path / "args.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def changed_arguments(self, args: argparse.Namespace) -> dict[str, tuple]:
         """Arguments that shape the result and differ from the recorded ones: name -> (before, now)."""
@@ -104,7 +104,7 @@ class RunFolder:
     def read_log(self, epochs: float = math.inf) -> list[dict]:
         """Rows of the first `epochs` epochs; a killed process may have logged one more than its last state holds."""
         path = self.path / "log.jsonl"
-        rows = map(json.loads, path.read_text().splitlines()) if path.exists() else []
+        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else []
         return [row for row in rows if row["epoch"] <= epochs]
 
     def write_log(self, rows: list[dict]) -> None:
@@ -133,7 +133,7 @@ class RunFolder:
     def check_patients(self, patients: dict[str, list[str]]) -> None:
         """End the process where the run was trained on, or validated with, other patients than these of each split."""
         path = self.path / "split.json"
-        recorded = json.loads(path.read_text()) if path.is_file() else patients
+        recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else patients
         if differing := [name for name in ("train", "validation") if recorded.get(name) != patients[name]]:
             sys.exit(
                 f"--resume: the run in {self.path} has other patients in {' and '.join(differing)}, as its split.json "
@@ -176,7 +176,7 @@ class RunFolder:
             model.save_pretrained(unfinished)
             processor.save_pretrained(unfinished)
             text = json.dumps(without_nan(metrics), indent=2, allow_nan=False)
-            (unfinished / "metrics.json").write_text(text + "\n")
+            (unfinished / "metrics.json").write_text(text + "\n", encoding="utf-8")
             replace_folder(unfinished, self.path / name)
 
     @contextmanager
