@@ -177,6 +177,32 @@ def test_intensities_are_scaled_and_unevenly_lying_slices_have_no_spacing(tmp_pa
     assert sorted(heights) == pytest.approx(list(expected))
 
 
+def test_what_is_black_at_the_highest_value_is_inverted_and_other_modalities_are_named(tmp_path):
+    files = save_dicom(tmp_path, 4095 - FLAIR.astype(np.uint16), PhotometricInterpretation="MONOCHROME1", Modality="CT")
+    volume = read_volume(files)
+    np.testing.assert_array_equal(volume.slices, FLAIR)
+    assert any("of the modality CT" in warning for warning in volume.warnings)
+
+
+def test_slices_that_are_shifted_one_to_the_next_stay_where_they_are(tmp_path):
+    files = save_dicom(tmp_path, FLAIR)
+    for file in files:
+        header = dcmread(file)
+        x, y, z = map(float, header.ImagePositionPatient)
+        header.ImagePositionPatient = [x, y + 0.3 * z, z]  # a tilted gantry
+        header.save_as(file)
+    volume = read_volume(files)
+    segmentation = segmentation_of(tmp_path / "seg.dcm", head().mask, volume)
+    positions = {header.SOPInstanceUID: list(header.ImagePositionPatient) for header in map(dcmread, files)}
+    assert len(segmentation.PerFrameFunctionalGroupsSequence) == head().mask.any(axis=(1, 2)).sum()
+    for groups in segmentation.PerFrameFunctionalGroupsSequence:
+        source = groups.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        assert list(groups.PlanePositionSequence[0].ImagePositionPatient) == pytest.approx(positions[source], abs=1e-3)
+    write_nifti(tmp_path / "mask.nii", head().mask, volume.geometry)
+    step = nib.load(tmp_path / "mask.nii").affine[:3, 2]
+    assert abs(step[1]) == pytest.approx(0.3 * SPACING[0], abs=1e-3)
+
+
 def test_compressed_pixels_are_read_where_a_decoder_is_there_and_named_where_not(tmp_path):
     files = save_dicom(tmp_path, FLAIR)
     for file in files:

@@ -1,5 +1,8 @@
 """The image processor: accepted inputs, normalisation, padding and its inverse, errors."""
 
+import io
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +107,54 @@ class TestNormalisation:
         pixels = rng.integers(1000, 1200, (40, 36, 3)).astype(np.uint16)  # all in the low byte
         save_png16(tmp_path / "deep.png", pixels)
         assert torch.equal(pixel_values(tmp_path / "deep.png"), pixel_values(pixels))
+        with Image.open(tmp_path / "deep.png") as opened:
+            assert torch.equal(pixel_values(opened), pixel_values(pixels))
+        stream = io.BytesIO((tmp_path / "deep.png").read_bytes())
+        assert torch.equal(pixel_values(Image.open(stream)), pixel_values(pixels))
+
+    def test_16_bits_with_transparency_are_refused(self, tmp_path):
+        # A header is enough: 16 bits of grey with alpha, which Pillow would cut to 8.
+        path = save_png16(tmp_path / "deep.png", np.full((40, 36, 3), 1000, np.uint16))
+        data = bytearray(path.read_bytes())
+        data[25] = 4
+        data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+        path.write_bytes(bytes(data))
+        with pytest.raises(ValueError, match="16 bits per channel and transparency"):
+            pixel_values(path)
+
+    def test_brain_floats_and_whole_numbers_as_settings(self, head):
+        expected = pixel_values(head, clip=8.0)
+        assert torch.equal(BrainMRIImageProcessor()(images=head, clip=8, return_tensors="pt")["pixel_values"], expected)
+        tensor = torch.from_numpy(head.astype(np.float32)).bfloat16()
+        assert pixel_values(tensor).shape == expected.shape
+
+    def test_padding_is_the_background_and_not_the_brain(self, head):
+        values = pixel_values(head, size_divisor=96)[0]
+        height, width = head.shape[:2]
+        assert values.shape[1:] == (96, 96)
+        for channel in values:
+            outside = torch.cat([channel[height:].flatten(), channel[:, width:].flatten()])
+            assert (outside == channel[:height, :width].min()).all()
+            assert outside[0] < -1
+
+    def test_signal_on_a_few_pixels_alone_is_normalised_by_them(self, rng):
+        image = np.zeros((100, 100))
+        image[50, 40:60] = rng.uniform(50, 100, 20)  # under 0.5 % of the slice
+        values = pixel_values(image)[0, FLAIR, :100, :100]
+        assert values[50, 40:60].median().abs() < 0.5
+        assert values.isfinite().all()
+
+    def test_a_head_that_is_all_rim_is_normalised_by_the_rim(self, rng):
+        rows, columns = np.mgrid[:120, :120]
+        radius = np.hypot(rows - 60, columns - 60)
+        image = np.where((radius > 46) & (radius < 50), rng.normal(100, 5, (120, 120)), 0.0)
+        rim = torch.from_numpy(image > 0)
+        assert pixel_values(image)[0, FLAIR, :120, :120][rim].median().abs() < 0.05
+
+    def test_noise_on_uniform_tissue_is_not_blown_up(self, rng):
+        image = np.zeros((100, 100))
+        image[20:80, 20:80] = 100 + rng.normal(0, 0.01, (60, 60))
+        assert pixel_values(image)[0, FLAIR, 30:70, 30:70].abs().max() < 0.1
 
     @pytest.mark.parametrize(("factor", "offset"), [(0.001, 0.0), (17.0, 300.0), (1.0, -1000.0)])
     def test_scale_and_offset_do_not_matter(self, head, factor, offset):

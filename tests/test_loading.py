@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from hub_dataset.augmentation import SliceAugmentation, change_intensities, copy_flair, resample, sample_augmentation
@@ -20,6 +21,7 @@ from hub_dataset.loading import (
     measure_slice,
     measure_split,
     relative_head_sizes,
+    training_sample,
 )
 from hub_dataset.patients import group_by_patient, read_patient
 from modeling import BrainMRIImageProcessor
@@ -104,6 +106,14 @@ class TestSampler:
         unsorted = [np.prod(sampler.crop_size(order[start : start + 8])) for start in range(0, 96, 8)]
         assert bucketed < np.mean(unsorted)
 
+    def test_an_epoch_mixes_slices_with_and_without_a_lesion_and_crops_of_all_sizes(self, has_lesion, head_sizes):
+        batches = list(self.sampler(has_lesion, np.full((100, 2), 0.5)))
+        with_lesion = [has_lesion[[key.index for key in batch]].sum() for batch in batches]
+        assert sum(0 < count < 4 for count in with_lesion) > len(batches) / 2
+        areas = [batch[0].height * batch[0].width for batch in self.sampler(has_lesion, head_sizes)]
+        steps = np.sign(np.diff(areas[: LesionBatchSampler.GROUP]))
+        assert {-1, 1} <= set(steps), "sorted by size, one kind of slice after the other"
+
     def test_too_few_slices_for_a_batch(self, head_sizes):
         with pytest.raises(ValueError, match="fewer than one batch of 8"):
             self.sampler(np.arange(100) < 2, head_sizes, batch_size=8)
@@ -131,6 +141,17 @@ class TestSample:
             "pixel_values"
         ][0]
         torch.testing.assert_close(sample["pixel_values"], expected[:, 6:54, 20:52], rtol=0, atol=1e-3)
+
+    def test_flair_alone_is_in_every_channel(self):
+        image, mask = make_slice()
+        row = {"image": Image.fromarray(image), "mask": Image.fromarray(mask)}
+        volume = np.array([[50, 20], [70, 30], [90, 40]], dtype=np.float32)
+        of_all, of_flair = (
+            training_sample(row, volume, self.key(), BrainMRIImageProcessor(), 0.0, channels)["pixel_values"]
+            for channels in ("all", "flair")
+        )
+        torch.testing.assert_close(of_flair, of_all[FLAIR].expand(3, -1, -1))
+        assert not torch.equal(of_all[0], of_all[FLAIR])
 
     def test_half_the_image_size_halves_the_lesion(self):
         image, mask = make_slice()
@@ -202,6 +223,25 @@ class TestAugmentation:
         assert 0.12 < np.mean([bool(copy) for copy in copies]) < 0.18
         assert {copy for copy in copies if copy} == {(0,), (2,), (0, 2)}
 
+    @pytest.mark.parametrize("strength", [0.5, 1.0, 2.0])
+    def test_geometry_keeps_to_its_ranges_and_fills_them(self, strength):
+        generator = np.random.default_rng(0)
+        drawn = [sample_augmentation(generator, strength) for _ in range(2000)]
+        values = {
+            "rotation": ([a.rotation for a in drawn], 20),
+            "log of zoom": (np.log([a.zoom for a in drawn]), 0.2),
+            "shear": ([a.shear for a in drawn], 0.08),
+            "translation": ([a.translation for a in drawn], 0.04),
+            "log of gamma": (np.log([a.gamma for a in drawn]), 0.25),
+            "log of contrast": (np.log([a.contrast for a in drawn]), 0.15),
+            "brightness": ([a.brightness for a in drawn], 0.2),
+        }
+        for name, (found, limit) in values.items():
+            assert np.max(found) == pytest.approx(limit * strength, rel=0.01), name
+            assert np.min(found) == pytest.approx(-limit * strength, rel=0.01), name
+        assert np.mean([a.flip_horizontal for a in drawn]) == pytest.approx(0.5, abs=0.05)
+        assert np.mean([a.flip_vertical for a in drawn]) == pytest.approx(0.25, abs=0.05)
+
     def test_copying_flair_leaves_the_other_channels(self):
         image, _ = make_slice()
         copied = copy_flair(image, SliceAugmentation(flair_copies=(2,)))
@@ -230,6 +270,13 @@ class TestAugmentation:
         channels[0, 16, 30] = 1.0
         turned = resample(channels, SliceAugmentation(rotation=90.0), (33, 33), 1.0, (16.5, 16.5))
         assert turned[0, 2, 16] == pytest.approx(1.0, abs=1e-4)
+
+    def test_shear_moves_each_row_by_its_distance_from_the_centre(self):
+        channels = torch.zeros(1, 33, 33)
+        channels[0, :, 16] = 1.0
+        sheared = resample(channels, SliceAugmentation(shear=0.5), (33, 33), 1.0, (16.5, 16.5))
+        for row in (6, 16, 24):
+            assert sheared[0, row].argmax() == 16 - (row - 16) // 2
 
     @pytest.mark.parametrize("center", [(12.0, 15.0), (7.0, 20.0)])
     def test_crops_around_the_centre(self, channels, center):

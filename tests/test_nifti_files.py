@@ -84,6 +84,19 @@ def test_units_other_than_millimetres_are_converted(tmp_path):
     assert written.header.get_xyzt_units()[0] == "meter"
 
 
+def test_a_quaternion_that_is_not_in_use_may_be_invalid(tmp_path):
+    image = as_nifti(head().slices[..., FLAIR])
+    image.set_sform(AFFINE, 1)
+    image.set_qform(None, 0)
+    image.header["quatern_b"] = image.header["quatern_c"] = 1
+    image.to_filename(tmp_path / "flair.nii")
+    volume = read_volume([tmp_path / "flair.nii"])
+    write_nifti(tmp_path / "mask.nii", head().mask, volume.geometry)
+    written = nib.load(tmp_path / "mask.nii")
+    np.testing.assert_allclose(written.affine, AFFINE)
+    assert (int(written.header["sform_code"]), int(written.header["qform_code"])) == (1, 0)
+
+
 def test_a_file_without_orientation_is_read_with_a_warning_and_without_a_spacing(tmp_path):
     flair = head().slices[..., FLAIR]
     nib.Nifti1Image(flair.transpose(2, 1, 0), None).to_filename(tmp_path / "flair.nii")

@@ -103,6 +103,8 @@ def test_what_is_damaged_is_computed_again_and_a_damaged_record_is_named(tmp_pat
         store.holds("a", slices + 1)
     with pytest.raises(ValueError, match="other images"):
         store.holds("a", slices.reshape(4, 4, 8))
+    with pytest.raises(ValueError, match="other images"):
+        store.holds("a", slices.view(np.int64))
     kept = (tmp_path / "a.npz").read_bytes()
     for damaged in (kept[:100], kept[:-200], b""):
         (tmp_path / "a.npz").write_bytes(damaged)

@@ -1,5 +1,6 @@
 """train.py: a run's folder, going on with one, early stopping, and the real command."""
 
+import argparse
 import json
 import math
 import subprocess
@@ -19,7 +20,7 @@ from hub_dataset.folds import write_splits
 from hub_dataset.loading import load_splits
 from modeling.card_inputs import read_run
 from modeling.image_processing_brain_mri import FLAIR
-from training.recipe import ema_update, image_size_at, parse_stage
+from training.recipe import ema_update, image_size_at, make_optimizer, parse_stage
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,6 +65,11 @@ class TestRun:
         assert shares == [0, 0.5]
         losses = [read_log(folder)[0]["train_loss"] for folder in folders]
         assert losses[0] != losses[1]
+
+    def test_flair_alone_shapes_training_and_validation(self, run):
+        every, flair = (run("--epochs", "1", "--channels", name, folder=name) for name in ("all", "flair"))
+        for key in ("train_loss", "validation_dice_mean"):
+            assert read_log(every)[0][key] != read_log(flair)[0][key]
 
     def test_grey_flair_trains_as_flair_in_every_channel(self, run, phantom_dataset_dir, tmp_path):
         splits = load_splits(str(phantom_dataset_dir))
@@ -194,6 +200,29 @@ class TestSchedule:
         stages = [parse_stage(text) for text in ("128", "192@60%", "256@85%")]
         sizes = [image_size_at(stages, epoch, 20) for epoch in range(20)]
         assert sizes == [128] * 12 + [192] * 5 + [256] * 3
+
+    def test_optimisers_and_their_groups(self):
+        model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+        options = {
+            "learning_rate": 0.1,
+            "pretrained_lr_factor": 0.5,
+            "weight_decay": 0.01,
+            "momentum": 0.8,
+            "beta2": 0.9,
+        }
+        sgd, still, adamw = (
+            make_optimizer(model, {"0.weight"}, argparse.Namespace(**options | {"optimizer": name} | changed))
+            for name, changed in (("sgd", {}), ("sgd", {"momentum": 0.0}), ("adamw", {}))
+        )
+        assert [(group["lr"], group["weight_decay"], len(group["params"])) for group in sgd.param_groups] == [
+            (0.05, 0.01, 1),
+            (0.1, 0.0, 3),
+        ]
+        assert [(found.defaults["momentum"], found.defaults["nesterov"]) for found in (sgd, still)] == [
+            (0.8, True),
+            (0.0, False),
+        ]
+        assert adamw.defaults["betas"] == (0.8, 0.9)
 
     def test_moving_average_warms_up_to_its_decay(self):
         update = ema_update(0.9)
