@@ -426,7 +426,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write beside `path` and rename, so that an interruption leaves the former file or none, never half of one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the name without the content
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

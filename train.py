@@ -32,7 +32,7 @@ from transformers import AutoModelForSemanticSegmentation, get_cosine_schedule_w
 
 from evaluate import EvaluationResult, evaluate_split, plot_result
 from hub_dataset.folds import split_by_fold
-from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_splits, relative_head_sizes
+from hub_dataset.loading import LesionBatchSampler, TrainingSlices, check_slices, load_splits, relative_head_sizes
 from hub_dataset.streaming import StreamedBatchSampler, StreamedSlices, StreamedSplit, StreamError, stream_splits
 from modeling import BrainMRIImageProcessor
 from modeling.card import write_card
@@ -65,6 +65,8 @@ def prepare_data(args: argparse.Namespace) -> tuple[DatasetDict | dict[str, Stre
         split = splits[name]
         if missing := (split.missing_masks if args.streaming else split.data.column("mask").null_count):
             raise ValueError(f"{missing} slices in the split {name!r} of {args.dataset} have no mask to learn from.")
+        if not args.streaming:
+            check_slices(split)
     if args.folds is not None:
         splits = split_by_fold(splits, args.folds, args.fold)
     if not any(splits["validation"]["has_lesion"]):
@@ -84,15 +86,16 @@ def prepare_data(args: argparse.Namespace) -> tuple[DatasetDict | dict[str, Stre
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv, __doc__)
+    run = RunFolder(args.output_dir)
     try:
-        train(args)
+        train(args, run)
     except StreamError as error:
         sys.exit(f"train.py: error: {error}. With --resume, the same command goes on from the newest state.")
+    finally:
+        run.unlock()
 
 
-def train(args: argparse.Namespace) -> None:
-    run = RunFolder(args.output_dir)
-    states = run.states
+def train(args: argparse.Namespace, run: RunFolder) -> None:
     if run.started and not (args.resume or args.dry_run):
         sys.exit(f"{args.output_dir} already holds a run. Go on with --resume, or choose another --output_dir.")
     if args.resume and not run.arguments:
@@ -114,9 +117,11 @@ def train(args: argparse.Namespace) -> None:
     for name in filter(changed.__contains__, FIXED):
         before, now = changed[name]
         sys.exit(
-            f"--resume: {args.output_dir} holds a run of --{name} {before}, not of {now}. Choose another --output_dir; "
-            f"`--init_from {args.output_dir / 'best'}` starts from its weights."
+            f"--resume: {args.output_dir} holds a run of --{name} {before}, not of {now}. Give the same, or choose "
+            f"another --output_dir; `--init_from {args.output_dir / 'best'}` starts from its weights."
         )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        sys.exit("train.py: error: fp16 needs an accelerator; on a CPU, PyTorch would compute in float32. Use bf16.")
     if launched_alone():
         print(
             "train.py: warning: `accelerate launch --cpu` has started one process only. For several on the CPU: "
@@ -213,14 +218,21 @@ def train(args: argparse.Namespace) -> None:
         return accelerator.end_training()
 
     # 4. The run's folder, or where it stood
-    if states:
+    if accelerator.is_main_process:
+        run.lock()
+        if run.started and not args.resume:
+            sys.exit(f"{args.output_dir} already holds a run. Go on with --resume, or choose another --output_dir.")
+    accelerator.wait_for_everyone()
+    if args.resume and run.states:
         run.check_patients(patients)
         hyperparameters = [
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]
         run.load_state(accelerator)
         set_hyperparameters(optimizer, scheduler.scheduler, hyperparameters)
-        accelerator.print(f"Resuming after {progress.epoch} epochs and {progress.batch} batches ({states[-1].name})")
+        accelerator.print(
+            f"Resuming after {progress.epoch} epochs and {progress.batch} batches ({run.states[-1].name})"
+        )
     log = run.read_log(progress.epoch)
     if accelerator.is_main_process:
         run.open(args, progress.epoch)
@@ -302,7 +314,8 @@ def publish(run: RunFolder, args: argparse.Namespace) -> None:
     """Upload the best model with a card made from the run's folder; ends the process where that fails."""
     best = run.path / "best"
     try:
-        write_card(best, runs=[run.path])
+        if not (best / "README.md").exists():  # one that somebody wrote, with scores, stays
+            write_card(best, runs=[run.path])
         print(publish_model(best, args.hub_model_id, private=args.hub_private_repo))
     except (OSError, ValueError, HubError) as error:
         sys.exit(

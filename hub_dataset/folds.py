@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets.table import embed_table_storage
 
 from .loading import load_splits
 from .splits import deal_folds
@@ -50,10 +52,20 @@ def write_splits(splits: Mapping[str, Dataset], folder: Path) -> None:
         for name, split in splits.items():
             file = unfinished / "data" / f"{name}-00000-of-00001.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
-            split.to_parquet(file)
+            write_parquet(split, file)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_parquet(split: Dataset, file: Path) -> None:
+    """Write a split with a row group for each patient, as `hub_dataset.build` does; streaming reads these whole."""
+    tables = split.with_format("arrow")
+    patients = np.asarray(split["patient_id"])
+    with pq.ParquetWriter(file, split.features.arrow_schema) as writer:
+        for patient in dict.fromkeys(patients.tolist()):
+            table = tables[np.flatnonzero(patients == patient)]
+            writer.write_table(embed_table_storage(table), row_group_size=len(table))
 
 
 def main(argv: list[str] | None = None) -> None:

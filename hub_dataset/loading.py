@@ -1,10 +1,15 @@
 """Loading the dataset for training: lazily decoded slices, lesion-weighted batches, crops to the head."""
 
+import hashlib
+import inspect
+import io
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import datasets
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, config, load_dataset
@@ -12,6 +17,7 @@ from PIL import Image
 from torch.utils.data import Sampler
 from transformers import BaseImageProcessor
 
+from modeling import image_processing_brain_mri
 from modeling.image_processing_brain_mri import (
     FLAIR,
     MINIMUM_SIZE,
@@ -109,17 +115,65 @@ def is_empty(image: np.ndarray) -> bool:
     return image[..., FLAIR].min() == image[..., FLAIR].max()
 
 
+def check_slices(split: Dataset) -> None:
+    """Look through the headers of all images, so that training does not end at an odd one hours later.
+
+    Raises:
+        ValueError: a slice twice, an image that is not grey or RGB or is smaller than `MINIMUM_SIZE`, a mask of another
+            size, or slices of a patient that differ in size.
+    """
+    split = split.select_columns(["image", "mask", "patient_id", "slice_index"])
+    for column in ("image", "mask"):
+        split = split.cast_column(column, datasets.Image(decode=False))
+    seen: set[tuple] = set()
+    sizes: dict[str, tuple[int, int]] = {}
+    for row in split:
+        key = row["patient_id"], row["slice_index"]
+        where = f"slice {key[1]} of patient {key[0]}"
+        if key in seen:
+            raise ValueError(f"There are two rows for {where}. Build the dataset again.")
+        seen.add(key)
+        (mode, size), (_, mask_size) = header_of(row["image"]), header_of(row["mask"])
+        if mode not in ("L", "RGB", "I", "F") and not mode.startswith("I;16"):
+            raise ValueError(f"The image of {where} has the colour mode {mode}; slices are grey or RGB.")
+        if min(size) < MINIMUM_SIZE:
+            raise ValueError(f"The image of {where} has {size[0]}x{size[1]} pixels, under {MINIMUM_SIZE} a side.")
+        if not size == mask_size == sizes.setdefault(key[0], size):
+            raise ValueError(
+                f"The image of {where} has {size[0]}x{size[1]} pixels, its mask {mask_size[0]}x{mask_size[1]}, and the "
+                f"patient's first image {sizes[key[0]][0]}x{sizes[key[0]][1]}; they must be of one size."
+            )
+
+
+def header_of(encoded: dict) -> tuple[str, tuple[int, int]]:
+    """Colour mode and (width, height) of an image of the dataset that is not decoded."""
+    with Image.open(io.BytesIO(encoded["bytes"]) if encoded["bytes"] else encoded["path"]) as image:
+        return image.mode, image.size
+
+
+def code_version() -> str:
+    """SHA-256 of the code that measures slices: part of the key in the cache of `datasets`, which knows it by name."""
+    modules = (image_processing_brain_mri, sys.modules[__name__])
+    return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()
+
+
 def relative_head_sizes(split: Dataset) -> np.ndarray:
     """Height and width of the head in every slice as a share of the slice's longer side: (N, 2) float.
 
     Takes one pass over the images, whose result `datasets` keeps in its cache.
     """
 
-    def measure(image):
+    def measure(image, code):
         height, width = relative_head_size(pixels_of(image))
         return {"head_height": height, "head_width": width}
 
-    sizes = split.map(measure, input_columns=["image"], remove_columns=split.column_names, desc="Finding the head")
+    sizes = split.map(
+        measure,
+        input_columns=["image"],
+        fn_kwargs={"code": code_version()},
+        remove_columns=split.column_names,
+        desc="Finding the head",
+    )
     return np.stack([sizes["head_height"], sizes["head_width"]], axis=1)
 
 
@@ -156,11 +210,15 @@ def measure_split(split: Dataset) -> np.ndarray:
     Takes one pass over the images, whose result `datasets` keeps in its cache.
     """
 
-    def measure(image):
+    def measure(image, code):
         return measure_slice(pixels_of(image))._asdict()
 
     measured = split.map(
-        measure, input_columns=["image"], remove_columns=split.column_names, desc="Measuring intensities"
+        measure,
+        input_columns=["image"],
+        fn_kwargs={"code": code_version()},
+        remove_columns=split.column_names,
+        desc="Measuring intensities",
     )
     slices = [SliceIntensities(**row) for row in measured.with_format("numpy")]
     return intensities_by_patient(split["patient_id"], slices)

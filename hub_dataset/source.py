@@ -183,6 +183,10 @@ def read_clinical(path: str | Path) -> dict[str, dict[str, str | int | None]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; it is part of kaggle_3m and holds the clinical columns")
+    try:
+        path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as such") from None
     rows: dict[str, dict[str, str | int | None]] = {}
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
@@ -197,14 +201,18 @@ def read_clinical(path: str | Path) -> dict[str, dict[str, str | int | None]]:
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
                 raise ValueError(f"{where}: expected {len(CLINICAL_COLUMNS)} values")
+            if not any(value.strip() for value in row.values()):
+                continue
             case = row["Patient"].strip()
+            if not case:
+                raise ValueError(f"{where}: Patient is blank")
             if case in rows:
                 raise ValueError(f"{where}: second row for {case}; keep one")
             rows[case] = {"Patient": case}
             for column in CLINICAL_COLUMNS[1:]:
                 value = row[column].strip()
-                if value and not re.fullmatch(r"-?\d+", value):
-                    raise ValueError(f"{where}: {column} must be a whole number or blank, got {value!r}")
+                if value and not (re.fullmatch(r"-?\d{1,10}", value) and abs(int(value)) < 2**31):
+                    raise ValueError(f"{where}: {column} must be a whole number of 32 bits or blank, got {value!r}")
                 rows[case][column] = int(value) if value else None
     return rows
 

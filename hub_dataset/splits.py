@@ -228,7 +228,7 @@ def select_validation_patients(
 
 
 def deal_folds(patients: Iterable[str], folds: int, seed: int = VALIDATION_SEED) -> list[tuple[str, ...]]:
-    """Deal patients to `folds` folds, stratified by institution.
+    """Deal patients to `folds` folds, stratified by institution where their names have one, as TCGA's do.
 
     Institution by institution, and within one in the order of `draw_order`, each patient goes to the next fold in turn:
     neither the sizes of two folds nor their shares of an institution differ by more than one patient. The order of
@@ -237,10 +237,14 @@ def deal_folds(patients: Iterable[str], folds: int, seed: int = VALIDATION_SEED)
     Raises:
         ValueError: `folds` is not between 2 and the number of patients.
     """
-    ordered = sorted(set(patients), key=lambda patient: (institution_of(patient), draw_order(patient, seed)))
+    ordered = sorted(set(patients), key=lambda patient: (stratum(patient), draw_order(patient, seed)))
     if not 2 <= folds <= len(ordered):
         raise ValueError(f"folds must be between 2 and the {len(ordered)} patients given, got {folds}")
     return [tuple(sorted(ordered[fold::folds])) for fold in range(folds)]
+
+
+def stratum(patient: str) -> str:
+    return institution_of(patient) if str(patient).startswith("TCGA_") else ""
 
 
 def draw_order(patient: str, seed: int) -> str:

@@ -77,7 +77,7 @@ def make_card(
         eval_results=evaluations(results) or None,
     )
     sections = [
-        card_text.introduction(config),
+        card_text.introduction(config, runs),
         card_text.scores(results, runs),
         card_text.figure(figure) if figure else "",
         card_text.usage(),

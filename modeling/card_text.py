@@ -82,13 +82,15 @@ def describe_architecture(config: PreTrainedConfig) -> str:
     return f"{text}; one logit per pixel{calibrated}. {parameters:,} trainable parameters."
 
 
-def introduction(config: PreTrainedConfig) -> str:
+def introduction(config: PreTrainedConfig, runs: Sequence[TrainingRun] = ()) -> str:
+    of_flair = bool(runs) and runs[-1].arguments.get("channels") == "flair"
     return f"""# {architecture_name(config)}, for lower-grade glioma on brain MR
 
 {
         fill(
             "Outlines the FLAIR abnormality on axial slices (pre-contrast T1, FLAIR, post-contrast T1, or FLAIR "
             "alone).",
+            *(["It was trained on FLAIR alone, which was in the T1 sequences' place, too."] if of_flair else []),
             describe_architecture(config),
             "**Research only, not a medical device.**",
         )
@@ -116,7 +118,9 @@ segments = pipeline("image-segmentation", model="{REPOSITORY}", trust_remote_cod
             "A slice is RGB in the dataset's channel order (pre-contrast T1, FLAIR, post-contrast T1) or one grey "
             "FLAIR channel, at least 32x32 pixels, and shows the whole head. The processor normalises it by its own "
             "brain pixels, and a slice of a volume in part by the volume's, where they are given as "
-            "`volume_intensities`; `segment_volume`, `predict.py` and the app do so."
+            "`volume_intensities`; `segment_volume`, `predict.py` and the app do so.",
+            "`pipeline` brings images to 8 bits before the processor sees them, which spoils grey ones of 16 bits: "
+            "give those to the processor.",
         )
     }"""
 

@@ -15,6 +15,7 @@ from .scans import MAX_SIDE, Scan, check_intensities, check_size
 from .volume_geometry import Geometry
 
 NO_SPACING = "image files do not give it"
+LOSSY = "JPEG mixes the sequences of neighbouring pixels, which moves the outline: give PNG or TIFF if there is one."
 SEQUENCE_DIGIT = re.compile(r"(?i)t[12](?=[a-z_+\-. ]|$)")  # the number in T1 or T2 is no slice's
 NUMBER = re.compile(r"\d+")
 
@@ -57,8 +58,9 @@ def read_stack(name: str, members: list[tuple[int, InputFile]], mask: bool) -> S
         raise VolumeFileError(
             f"The slice {min(twice)} is there {len(same)} times: {', '.join(same[:3])}. Leave one in."
         )
+    label = members[0][1].name if len(members) == 1 else name
     pages, names = [], []
-    for _, file in members:
+    for left, (_, file) in zip(range(len(members) - 1, -1, -1), members, strict=True):
         for page in read_pages(file, mask):
             if pages and (page.shape, page.dtype) != (pages[0].shape, pages[0].dtype):
                 raise VolumeFileError(
@@ -67,8 +69,7 @@ def read_stack(name: str, members: list[tuple[int, InputFile]], mask: bool) -> S
                 )
             pages.append(page)
             names.append(file.name)
-            check_size(members[0][1].name, (len(pages), *page.shape[:2]))
-    label = members[0][1].name if len(members) == 1 else name
+            check_size(label, (len(pages) + left, *page.shape[:2]))
     voxels = np.stack(pages)
     if not mask:
         check_intensities(label, voxels)
@@ -77,8 +78,15 @@ def read_stack(name: str, members: list[tuple[int, InputFile]], mask: bool) -> S
     if absent:
         shown = ", ".join(map(str, absent[:5])) + (", …" if len(absent) > 5 else "")
         warnings.append(f"Between the slices {numbers[0]} and {numbers[-1]} of {label!r} some are missing: {shown}.")
+    if mixes_sequences(pages[0]) and any(file.kind == "jpeg" for _, file in members):
+        warnings.append(f"{label!r} is JPEG in colour. {LOSSY}")
     stems = tuple(file.stem for _, file in members) if len(members) == len(pages) else None
     return Scan(label, voxels, Geometry(voxels.shape[:3]), None, NO_SPACING, tuple(warnings), stems)
+
+
+def mixes_sequences(page: np.ndarray) -> bool:
+    """Whether lossy compression would mix sequences: (H, W, 3) whose channels differ."""
+    return page.ndim == 3 and not (page == page[..., :1]).all()
 
 
 def describe_pixels(page: np.ndarray) -> str:

@@ -32,12 +32,13 @@ function giveRoles() {
 async function checkDownload(event) {
   const link = event.target.closest?.("a[download][href]");
   if (!link) return;
+  const place = link.parentElement; // Gradio makes the link anew
   const response = await fetch(link.href, { method: "HEAD" }).catch(() => null);
   document.getElementById("gone")?.remove();
   if (!response || response.ok) return;
   const message = document.createElement("p");
   Object.assign(message, { id: "gone", className: "notice", role: "alert", textContent: GONE });
-  link.parentElement.after(message);
+  place.after(message);
 }
 
 giveRoles();

@@ -25,7 +25,7 @@ MARK = "space/handlers.py"
 # Beside the modules: what they read at run time.
 DATA = ("LICENSE", "space/*.css", "space/*.js", "examples/*.png")
 WEIGHTS = ("config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json", "README.md")
-NOT_NEEDED = {"accelerate", "datasets", "kagglehub", "pyarrow", "tqdm"}  # for training and evaluation alone
+NOT_NEEDED = {"accelerate", "datasets", "filelock", "kagglehub", "pyarrow", "tqdm"}  # for training and evaluation alone
 CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"  # a tenth of the default's size
 
 ABOUT = """# Lower-grade glioma on brain MR

@@ -94,8 +94,12 @@ def read_channels(flair, pre=None, post=None) -> tuple[np.ndarray, list[str]]:
     Raises:
         InputError: as `read_slice`, T1 without FLAIR, or files that differ in size or are not grey.
     """
+    from modeling.image_stacks import LOSSY, mixes_sequences
+
     if not (pre or post):
-        return read_slice(flair), []
+        pixels = read_slice(flair)
+        lossy = mixes_sequences(pixels) and Image.open(flair).format == "JPEG"
+        return pixels, [f"The slice is JPEG in colour. {LOSSY}"] if lossy else []
     if not flair:
         raise InputError("There is no FLAIR slice. The lesion is outlined on FLAIR; T1 slices only add to it.")
     channels = {}

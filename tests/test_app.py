@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -26,6 +27,9 @@ from modeling.test_time_augmentation import disagreement
 from modeling.visualization import REFERENCE_COLOR, flair_to_grey
 from space import about_tab, handlers, uploads
 from space.about_tab import Scores, read_scores, scores_table
+from space.compare_tab import describe_comparison
+from space.comparison import Comparison
+from space.components import warnings_list
 from space.slice_tab import EXAMPLE_NAMES, describe_result
 from space.uploads import InputError, read_slice
 from space.viewer import HEADROOM
@@ -184,6 +188,44 @@ def test_unknown_models_and_thresholds_out_of_range_are_refused(upload, models):
 def test_without_a_slice_the_message_says_what_to_do(models):
     with pytest.raises(InputError, match="Upload one or pick an example"):
         handlers.segment(None, "tiny-a", THRESHOLD, models)
+
+
+def test_colour_in_jpeg_is_told_of_and_grey_is_not(upload, models):
+    def jpeg(pixels) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "jpeg")
+        return file.getvalue()
+
+    colour, grey = jpeg(make_slice()), jpeg(make_slice()[..., 1])
+    assert any("JPEG mixes" in warning for warning in handlers.preview_slice(upload("a.jpg", colour)).warnings)
+    assert not any("JPEG" in warning for warning in handlers.preview_slice(upload("b.jpg", grey)).warnings)
+    assert not any("JPEG" in warning for warning in handlers.preview_slice(upload("c.png", make_slice())).warnings)
+
+
+def test_the_model_in_memory_is_the_one_that_is_named(upload, models, tmp_path):
+    folder = tmp_path / "replaced"
+    shutil.copytree(models["tiny-a"], folder)
+    path, offered = upload("slice.png", make_slice()), {"replaced": str(folder)}
+    before = handlers.segment(path, "replaced", 0.5, offered).measurements
+    shutil.copy(Path(models["tiny-b"]) / "model.safetensors", folder)
+    assert handlers.segment(path, "replaced", 0.5, offered).measurements == before
+    handlers.load.cache_clear()
+    after = handlers.segment(path, "replaced", 0.5, offered).measurements
+    assert after["weights_sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert after["highest_probability"] != before["highest_probability"]
+
+
+def test_markup_in_names_and_headers_stays_text():
+    assert warnings_list(["'<img src=x>.png' is left out"]).count("<img") == 0
+    measured = {"volume_ml": None, "lesion_voxels": 3, "threshold": 0.5}
+    sides = {"a": measured | {"model": "<b>a</b>"}, "b": measured | {"mask": "<i>mask</i>.nii"}}
+    result = Comparison(
+        view={}, picture=None, mask_a=None, mask_b=None, dice=None, iou=None, hd95_pixels=None, hd95_mm=None,
+        measurements=sides | {"reason": "<u>why</u>"}, warnings=[], description="<s>series</s>", zip_path="",
+    )  # fmt: skip
+    text = describe_comparison(result)
+    assert not re.search("<(b|i|u|s)>", text)
+    assert "&lt;i&gt;mask&lt;/i&gt;.nii" in text
 
 
 def test_nothing_found_is_said_in_words():
@@ -347,6 +389,8 @@ def test_the_scores_by_patient_come_from_the_cards(tmp_path, caplog):
     (Path(broken) / "README.md").write_text("---\nmodel-index: 7\n---\n")
     assert read_scores(str(tmp_path / "none")) == read_scores(broken) == []
     assert "The card of" in caplog.text
+    odd = Scores("<b>LGG</b>", {dice: 0.1})
+    assert "<b>" not in scores_table({"one": [odd]})
     table = scores_table({"one": [scores], "<two>": []})
     cells = re.findall(r"<td>(.*?)</td>", table)
     assert cells == ["LGG, validation, 7 patients", "0.432", "12.3", "no scores in its card", "–", "–"]

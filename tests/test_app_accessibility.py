@@ -110,6 +110,33 @@ def test_axe_finds_what_it_should(page, check):
     assert "light, 1280 pixels: button-name, ['#run']" in str(caught.value)
 
 
+def test_the_page_says_its_language_and_its_state_whatever_the_browser_speaks(open_page, files):
+    page = open_page(locale="de-DE")
+    page.set_input_files("#slice input[type=file]", files / "inverted.png")
+    page.click("#run")
+    page.get_by_text("at threshold 0.50").wait_for()
+    page.get_by_role("status").get_by_text("Done").first.wait_for(state="attached")
+    assert page.evaluate("document.documentElement.lang") == "en"
+    assert "common.complete" not in page.get_by_role("status").all_text_contents()
+
+
+def test_colours_with_a_meaning_stay_where_the_system_sets_the_others(open_page):
+    page = open_page(forced_colors="active")
+    colours = page.evaluate(
+        """() => {
+          const key = '<ul class="key"><li class="a">A</li><li class="b">B</li></ul>';
+          document.body.insertAdjacentHTML("beforeend", key);
+          const colour = (side) => getComputedStyle(document.querySelector(`.key .${side}`), "::before").borderColor;
+          return ["a", "b"].map(colour);
+        }"""
+    )
+    assert colours == ["rgb(230, 159, 0)", "rgb(86, 180, 233)"]
+    chosen, other = (page.get_by_role("tab", name=name) for name in ("Slice", "Volume"))
+    backgrounds = [tab.evaluate("tab => getComputedStyle(tab).backgroundColor") for tab in (chosen, other)]
+    assert backgrounds[0] != backgrounds[1]
+    assert page.locator("#run").evaluate("button => getComputedStyle(button).borderTopWidth") == "1px"
+
+
 def test_axe_on_slices(page, check, files):
     check("Slice, empty")
     open_accordions(page)

@@ -20,7 +20,7 @@ from volume_samples import as_nifti, head, save_nifti
 import app
 from modeling.inference import load_model, segment_volume
 from modeling.metrics import confusion_counts, dice
-from space.code_tab import ADDRESS, examples
+from space.code_tab import ADDRESS, describe_endpoints, examples
 
 pytest_plugins = ["app_fixtures"]
 
@@ -55,6 +55,17 @@ def test_the_public_endpoints_have_named_parameters(client):
     parameters = {item["parameter_name"]: item["parameter_default"] for item in compare["parameters"]}
     assert parameters == {"files": None, "model": "tiny-a", "other_model": None, "mask": None, "threshold": 0.5}
     assert [item["label"] for item in compare["returns"]] == ["agreement", "everything", "measurements"]
+    examples = {item["parameter_name"]: item["example_input"] for item in compare["parameters"]}
+    assert [file["path"] for file in examples["files"]] == ["volume.nii.gz"], "and no URL, which would be refused"
+    assert examples["mask"] is None
+
+
+def test_the_code_tab_documents_every_endpoint(server, client):
+    text = describe_endpoints(server[1])
+    for name, endpoint in client.view_api(return_format="dict")["named_endpoints"].items():
+        shown = text.split(f"<code>{name}</code>")[1].split("</details>")[0]
+        assert len(shown) > 60, name
+        assert all(item["parameter_name"] in shown for item in endpoint["parameters"]), name
 
 
 def test_a_volume_is_segmented_over_the_wire(client, server, models, tmp_path):

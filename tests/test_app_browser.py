@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import threading
 import zipfile
 
@@ -39,7 +40,7 @@ def choose_model(page, place: str, name: str) -> None:
     page.get_by_role("option", name=name).click()
 
 
-def test_from_upload_to_downloaded_mask(open_page, slice_file, expected_mask, tmp_path):
+def test_from_upload_to_downloaded_mask(open_page, slice_file, expected_mask, upload_folder, tmp_path):
     page = open_page()
     download = page.locator("#mask")
     assert download.is_disabled()
@@ -71,6 +72,11 @@ def test_from_upload_to_downloaded_mask(open_page, slice_file, expected_mask, tm
     started.value.save_as(tmp_path / "everything.zip")
     with zipfile.ZipFile(tmp_path / "everything.zip") as archive:
         assert archive.read("slice_mask.png") == (tmp_path / "mask.png").read_bytes()
+    assert page.get_by_role("alert").count() == 0
+
+    shutil.rmtree(upload_folder / "results")  # as an hour later
+    download.click()
+    page.get_by_role("alert").get_by_text("no longer on the server").wait_for()
 
 
 def test_every_format_is_shown_at_once(open_page, slice_file, tmp_path):

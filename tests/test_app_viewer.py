@@ -140,8 +140,10 @@ def test_a_slice_is_windowed_zoomed_and_thresholded_in_the_browser(open_page, sl
 
     # Running at the threshold that was tried
     page.locator("#threshold input[type=range]").fill("0.45")
-    page.get_by_role("button", name="Run at 0.45").click()
+    page.get_by_role("button", name="Run at 0.45").press("Enter")
     page.get_by_text("at threshold 0.45").wait_for()
+    page.locator("#view .preview").wait_for(state="hidden")
+    assert page.evaluate("document.activeElement.closest('#view') !== null"), "the keyboard's place is not lost"
     assert f"{area:,} px" in page.inner_text("#measurements")
     note.wait_for(state="hidden")
 

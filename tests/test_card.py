@@ -152,7 +152,9 @@ def test_runs_that_follow_each_other_add_up(copied, tmp_path):
     assert "Together 2.0 hours; the hardware is not recorded." in text
     assert "epoch 1 had a mean Dice of 0.725" in text
     assert "EfficientNet-Lite0 (Google; converted to PyTorch by ML Illustrated" in text
-    write_card(copied, runs=[second])
+    assert "trained on FLAIR alone" not in text
+    write_card(copied, runs=[make_run(tmp_path / "runs" / "c", {"channels": "flair"})])
+    assert "trained on FLAIR alone" in (copied / "README.md").read_text()
     assert "ML Illustrated" not in (copied / "README.md").read_text()
 
 

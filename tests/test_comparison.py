@@ -14,7 +14,7 @@ from PIL import Image
 from volume_samples import SPACING, as_nifti, head, save_nifti, save_slices
 
 from modeling import metrics
-from modeling.inference import load_model, segment_volume
+from modeling.inference import load_model, segment_slice, segment_volume
 from modeling.visualization import PREDICTION_COLOR, REFERENCE_COLOR
 from space.comparison import AGREEMENT_COLOR, compare_either, compare_models, compare_with_mask, draw_agreement
 from space.handlers import no_progress
@@ -77,12 +77,25 @@ def test_a_slice_is_compared_in_two_dimensions(folder, models):
     mask[20:40, 10:30] = True
     Image.fromarray(pixels).save(folder / "slice.png")
     Image.fromarray(mask).save(folder / "slice_mask.png")  # black and white, one bit
-    probabilities = segment_volume(*load_model(models["tiny-a"]), pixels[None], postprocess=False).probabilities[0]
+    probabilities = segment_slice(*load_model(models["tiny-a"]), pixels).probabilities
     threshold = float(np.quantile(probabilities, 0.8))
     result = compare_with_mask(str(folder / "slice.png"), "tiny-a", str(folder / "slice_mask.png"), threshold, models)
     assert result.hd95_pixels == pytest.approx(metrics.hausdorff95(probabilities >= threshold, mask), abs=1e-6)
     assert result.hd95_mm is None
     assert "image files do not give it" in result.measurements["reason"]
+
+
+def test_distances_on_one_slice_are_in_its_own_plane(folder, models):
+    flair, mask = head().slices[6:7, ..., 1], np.zeros((1, 64, 48), dtype=bool)
+    mask[0, 20:40, 10:30] = True
+    paths = [str(save_nifti(folder / f"{name}.nii", axial)) for name, axial in (("flair", flair), ("mask", mask))]
+    probabilities = segment_volume(
+        *load_model(models["tiny-a"]), flair, postprocess=False, crop_margin=None
+    ).probabilities[0]
+    threshold = float(np.quantile(probabilities, 0.8))
+    result = compare_with_mask(paths[0], "tiny-a", paths[1], threshold, models)
+    expected = metrics.hausdorff95(probabilities >= threshold, mask[0], SPACING[1:])
+    assert result.hd95_mm == pytest.approx(expected, abs=1e-5)
 
 
 def test_empty_outlines_have_no_scores_but_a_reason(nifti, folder, models, threshold):

@@ -104,6 +104,8 @@ class TestRefusals:
     def test_a_teacher_of_other_slices(self, run, save_teacher):
         with pytest.raises(SystemExit, match=r"does not take the slices of this model: it has clip 3\.0, not "):
             run("--teacher", save_teacher(clip=3.0))
+        with pytest.raises(SystemExit, match=r"it has volume_share 0\.25, not 0\.5"):
+            run("--teacher", save_teacher(volume_share=0.25))
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -189,7 +189,23 @@ def clinical_column_missing(folder):
 
 def clinical_value_in_words(folder):
     write_clinical(folder.parent, [PATIENT], gender="female")
-    return r"data\.csv, line 2: gender must be a whole number or blank, got 'female'"
+    return r"data\.csv, line 2: gender must be a whole number of 32 bits or blank, got 'female'"
+
+
+def clinical_value_too_large(folder):
+    write_clinical(folder.parent, [PATIENT], gender="99999999999")
+    return r"data\.csv, line 2: gender must be a whole number of 32 bits or blank, got '99999999999'"
+
+
+def clinical_data_in_another_encoding(folder):
+    path = write_clinical(folder.parent, [PATIENT])
+    path.write_bytes(path.read_bytes() + "é".encode("latin-1"))
+    return r"data\.csv is not UTF-8"
+
+
+def clinical_row_without_a_patient(folder):
+    write_clinical(folder.parent, ["_"], gender="1")
+    return r"data\.csv, line 2: Patient is blank"
 
 
 def clinical_row_too_short(folder):
@@ -223,6 +239,9 @@ FAULTS = [
     clinical_row_twice,
     clinical_column_missing,
     clinical_value_in_words,
+    clinical_value_too_large,
+    clinical_data_in_another_encoding,
+    clinical_row_without_a_patient,
     clinical_row_too_short,
 ]
 

@@ -147,8 +147,9 @@ class TestNormalisation:
     def test_a_head_that_is_all_rim_is_normalised_by_the_rim(self, rng):
         rows, columns = np.mgrid[:120, :120]
         radius = np.hypot(rows - 60, columns - 60)
-        image = np.where((radius > 46) & (radius < 50), rng.normal(100, 5, (120, 120)), 0.0)
+        image = np.where((radius > 47) & (radius < 50), rng.normal(100, 5, (120, 120)), 0.0)
         rim = torch.from_numpy(image > 0)
+        image[60, 55:65] = rng.normal(40, 5, 10)  # all that lies within
         assert pixel_values(image)[0, FLAIR, :120, :120][rim].median().abs() < 0.05
 
     def test_noise_on_uniform_tissue_is_not_blown_up(self, rng):

@@ -1,5 +1,6 @@
 """Training samples: which slices, in which batches, cropped and augmented how."""
 
+import inspect
 import shutil
 
 import datasets
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from hub_dataset import loading
 from hub_dataset.augmentation import SliceAugmentation, change_intensities, copy_flair, resample, sample_augmentation
 from hub_dataset.loading import (
     LesionBatchSampler,
@@ -25,6 +27,7 @@ from hub_dataset.loading import (
 )
 from hub_dataset.patients import group_by_patient, read_patient
 from modeling import BrainMRIImageProcessor
+from modeling.image_processing_brain_mri import slice_intensities
 from modeling.inference import measure_intensities
 
 FLAIR = 1
@@ -110,7 +113,8 @@ class TestSampler:
         batches = list(self.sampler(has_lesion, np.full((100, 2), 0.5)))
         with_lesion = [has_lesion[[key.index for key in batch]].sum() for batch in batches]
         assert sum(0 < count < 4 for count in with_lesion) > len(batches) / 2
-        areas = [batch[0].height * batch[0].width for batch in self.sampler(has_lesion, head_sizes)]
+        squares = np.repeat(np.linspace(0.2, 0.9, 100)[:, None], 2, axis=1)
+        areas = [batch[0].height * batch[0].width for batch in self.sampler(has_lesion, squares)]
         steps = np.sign(np.diff(areas[: LesionBatchSampler.GROUP]))
         assert {-1, 1} <= set(steps), "sorted by size, one kind of slice after the other"
 
@@ -193,6 +197,19 @@ class TestIntensities:
             for row in np.flatnonzero(np.array(patients) == patient):
                 np.testing.assert_array_equal(intensities[row], expected)
         assert not intensities[4].any()
+
+    def test_those_in_the_cache_are_of_the_same_code(self, phantom_dataset_dir, monkeypatch):
+        split = load_splits(str(phantom_dataset_dir))["train"]
+        before = measure_split(split)
+        monkeypatch.setattr(loading, "volume_intensities", lambda slices: np.full((3, 2), len(slices)))
+        source = inspect.getsource
+        measured = []
+        monkeypatch.setattr(loading, "slice_intensities", lambda image: measured.append(0) or slice_intensities(image))
+        assert measure_split(split).shape == before.shape
+        assert not measured
+        monkeypatch.setattr(inspect, "getsource", lambda module: source(module) + "# changed")
+        measure_split(split)
+        assert measured
 
     def test_those_of_a_split_are_those_that_inference_measures(self, phantom_dataset_dir):
         split = load_splits(str(phantom_dataset_dir))["train"]

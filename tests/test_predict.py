@@ -16,7 +16,7 @@ from tiny_models import tiny_model
 from volume_samples import AFFINE, SPACING, head, read_dicom_seg, save_dicom, save_nifti, save_slices, save_zip
 
 from modeling import BrainMRIImageProcessor
-from modeling.inference import load_model, segment_volume
+from modeling.inference import CROP_MARGIN, load_model, segment_volume
 from modeling.measurements import volume_ml
 from modeling.postprocessing import outline_threshold
 from predict import main
@@ -114,6 +114,19 @@ def test_the_table_keeps_the_patients_of_former_runs(scans, checkpoint, tmp_path
     with (tmp_path / "measurements.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["patient"], float(row["threshold"])) for row in rows] == [("anna", THRESHOLD), ("bert", 0.4)]
+
+
+def test_whole_slices_are_computed_when_asked_for(scans, checkpoint, tmp_path):
+    predict(scans, checkpoint, tmp_path, "anna", options=("--whole_frame",))
+    with np.load(tmp_path / "probabilities" / "anna.npz") as kept:
+        probabilities = kept["probabilities"]
+    model, processor = load_model(checkpoint)
+    whole, cropped = (
+        segment_volume(model, processor, head().slices, crop_margin=margin).probabilities
+        for margin in (None, CROP_MARGIN)
+    )
+    np.testing.assert_allclose(probabilities, whole, atol=1e-6)
+    assert not np.allclose(cropped, whole, atol=1e-6)
 
 
 def test_views_are_averaged_when_asked_for(scans, checkpoint, tmp_path):

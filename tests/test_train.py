@@ -21,6 +21,7 @@ from hub_dataset.loading import load_splits
 from modeling.card_inputs import read_run
 from modeling.image_processing_brain_mri import FLAIR
 from training.recipe import ema_update, image_size_at, make_optimizer, parse_stage
+from training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +58,8 @@ class TestRun:
         config = AutoModelForSemanticSegmentation.from_pretrained(folder / "best").config
         assert (config.hidden_sizes, config.encoder_depths) == ([4, 6, 8], [1, 2, 1])
         assert AutoImageProcessor.from_pretrained(folder / "best").size_divisor == config.size_divisor == 4
+        one_by_one = ["--config", "hidden_sizes=[4, 6, 8]", "--config", "encoder_depths=[1, 2, 1]"]
+        run("--epochs", "1", *one_by_one, folder="same")
 
     def test_the_volumes_share_shapes_training_and_stays_with_the_model(self, run):
         options = ["--epochs", "1", "--loss", "bce"]
@@ -145,6 +148,24 @@ class TestRun:
 
 
 class TestResume:
+    def test_what_others_put_into_the_folder_stays(self, run, tmp_path):
+        (tmp_path / "run").mkdir()
+        for name in (".notes.2024", ".args.json.4711"):
+            (tmp_path / "run" / name).write_text("mine")
+        folder = run("--epochs", "1")
+        assert (folder / ".notes.2024").read_text() == "mine"
+        assert not (folder / ".args.json.4711").exists(), "what a killed process was writing"
+
+    def test_a_card_with_scores_is_published_as_it_is(self, run, monkeypatch):
+        folder = run("--epochs", "1")
+        monkeypatch.setattr(train, "publish_model", lambda *_, **__: "published")
+        args = argparse.Namespace(hub_model_id="alice/model", hub_private_repo=False)
+        train.publish(RunFolder(folder), args)
+        assert "# U-Net" in (folder / "best" / "README.md").read_text()
+        (folder / "best" / "README.md").write_text("with scores")
+        train.publish(RunFolder(folder), args)
+        assert (folder / "best" / "README.md").read_text() == "with scores"
+
     def test_an_interrupted_save_is_passed_over(self, run):
         folder = run()
         (folder / "checkpoints" / "unfinished").mkdir()
@@ -187,6 +208,11 @@ class TestResume:
         never_stopped = read_log(run("--epochs", "3", *changed, folder="other"))
         assert [row["learning_rate"] for row in resumed[1:]] == [row["learning_rate"] for row in never_stopped[1:]]
 
+    @pytest.mark.parametrize(("before", "after"), [("0.1", "0"), ("0", "0.1")])
+    def test_goes_on_with_and_without_weight_decay(self, run, before, after):
+        run("--epochs", "1", "--weight_decay", before)
+        assert len(read_log(run("--epochs", "2", "--weight_decay", after, "--resume"))) == 2
+
     def test_the_launchers_precision_is_an_argument_as_others(self, run, monkeypatch, capsys):
         run("--epochs", "1")
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as `accelerate launch --mixed_precision bf16`
@@ -196,6 +222,12 @@ class TestResume:
 
 
 class TestSchedule:
+    def test_a_stage_starts_at_its_share_of_the_epochs_to_the_epoch(self):
+        for percent, epochs in ((29, 100), (57, 100), (58, 50), (70, 90), (60, 12)):
+            stages = [(0.0, 128), parse_stage(f"192@{percent}%")]
+            sizes = [image_size_at(stages, epoch, epochs) for epoch in range(epochs)]
+            assert sizes.index(192) == percent * epochs // 100, (percent, epochs)
+
     def test_stages_of_image_size(self):
         stages = [parse_stage(text) for text in ("128", "192@60%", "256@85%")]
         sizes = [image_size_at(stages, epoch, 20) for epoch in range(20)]

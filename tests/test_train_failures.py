@@ -4,6 +4,8 @@ import json
 import re
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,32 @@ class TestArguments:
         run("--epochs", "1")
         with pytest.raises(SystemExit, match=r"holds a run of --batch_size 4, not of 8.*--init_from"):
             run("--batch_size", "8", "--resume")
+
+    def test_a_run_that_forgets_where_its_weights_came_from(self, run):
+        source = run("--epochs", "1", folder="source") / "best"
+        run("--epochs", "1", "--init_from", str(source))
+        with pytest.raises(SystemExit, match=r"holds a run of --init_from .*best, not of None\. Give the same"):
+            run("--resume")
+
+    def test_a_folder_in_which_another_process_trains(self, run, tmp_path):
+        folder = run("--epochs", "1")
+        before = read_log(folder)
+        code = "import sys, filelock; filelock.FileLock(sys.argv[1]).acquire(); print('held', flush=True); input()"
+        for name, options in (("run", ["--resume"]), ("new", [])):
+            (tmp_path / name).mkdir(exist_ok=True)
+            command = [sys.executable, "-c", code, str(tmp_path / name / "lock")]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+                other.stdout.readline()
+                with pytest.raises(SystemExit, match=f"another process trains in .*{name}"):
+                    run("--epochs", "2", *options, folder=name)
+                other.communicate("\n")
+        assert read_log(folder) == before
+        assert len(read_log(run("--epochs", "2", "--resume"))) == 2
+
+    def test_half_precision_that_a_cpu_would_not_compute_in(self, run, monkeypatch):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+        with pytest.raises(SystemExit, match="fp16 needs an accelerator"):
+            run()
 
     def test_a_run_whose_states_were_deleted(self, run):
         folder = run("--epochs", "2")
@@ -121,6 +149,23 @@ class TestDataset:
         with pytest.raises(SystemExit, match=f"every split needs at least one slice.*{name}"):
             run("--dataset", data)
 
+    @pytest.mark.parametrize("name", ["train", "validation"])
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda row: {"slice_index": 1}, r"two rows for slice 1 of patient TCGA_PH"),
+            (lambda row: {"mask": row["mask"].resize((50, 64))}, r"64x64 pixels, its mask 50x64"),
+            (lambda row: {"image": row["image"].convert("L").convert("LA")}, r"has the colour mode LA"),
+            (lambda row: {key: row[key].resize((30, 40)) for key in ("image", "mask")}, r"30x40 pixels, under 32"),
+        ],
+        ids=["twice", "mask", "alpha", "small"],
+    )
+    def test_odd_slices_are_found_before_training(self, run, splits, tmp_path, name, change, message):
+        odd = splits[name].map(lambda row, i: change(row) if i == 1 else {}, with_indices=True)
+        data = write_dataset({**splits, name: odd}, tmp_path / "data")
+        with pytest.raises(SystemExit, match=message):
+            run("--dataset", data)
+
     def test_a_validation_split_without_a_lesion(self, run, splits, tmp_path):
         empty = splits["validation"].filter(lambda row: not row["has_lesion"])
         data = write_dataset({**splits, "validation": empty}, tmp_path / "data")
@@ -152,6 +197,23 @@ class TestWeights:
         with pytest.raises(SystemExit, match=r"step_\d{8} cannot be loaded: .*another architecture"):
             run("--resume")
         assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    @pytest.mark.parametrize("file", ["scheduler.bin", "optimizer.bin", "random_states_0.pkl"])
+    def test_a_state_of_which_a_power_cut_left_the_name(self, run, file):
+        folder = run("--epochs", "2")
+        *_, before, newest = sorted((folder / "checkpoints").iterdir())
+        (newest / file).write_bytes(b"")
+        with pytest.raises(SystemExit, match=rf"{newest.name} cannot be loaded: \w.*is damaged"):
+            run("--resume")
+        shutil.rmtree(newest)
+        assert len(read_log(run("--resume"))) == 2
+        assert before.exists()
+
+    def test_damaged_arguments_are_named(self, run):
+        folder = run("--epochs", "1")
+        (folder / "args.json").write_text("")
+        with pytest.raises(SystemExit, match=r"args\.json is damaged.*--init_from"):
+            run("--resume")
 
     def test_a_loss_that_is_not_finite_names_the_slices(self, run, tmp_path):
         with pytest.raises(SystemExit, match=r"the loss is (nan|inf).*not_finite\.json"):

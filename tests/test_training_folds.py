@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from tiny_training import read_log
@@ -32,6 +33,12 @@ class TestDealing:
             counts = [Counter(map(institution_of, fold))[institution] for fold in dealt]
             assert max(counts) - min(counts) <= 1
 
+    def test_names_without_an_institution_are_dealt_as_one(self):
+        for patients in ([f"case-{number}" for number in range(7)], list(range(7))):
+            dealt = deal_folds(patients, 3)
+            assert sorted(patient for fold in dealt for patient in fold) == sorted(patients)
+            assert sorted(map(len, dealt)) == [2, 2, 3]
+
     def test_the_order_of_the_patients_does_not_matter_but_the_seed_does(self):
         assert deal_folds(PATIENTS[::-1], 5) == deal_folds(PATIENTS, 5)
         assert deal_folds(PATIENTS, 5, seed=1) != deal_folds(PATIENTS, 5)
@@ -57,6 +64,8 @@ class TestFoldAsDataset:
                 expected[name].remove_columns(["image", "mask"]).to_dict()
             )
             assert f"{name}: {len(set(split['patient_id']))} patients, {len(split):,} slices" in output
+            file = pq.ParquetFile(next((tmp_path / "new" / "fold" / "data").glob(f"{name}-*.parquet")))
+            assert file.num_row_groups == len(set(split["patient_id"])), "which streaming reads one by one"
         for column in ("image", "mask"):
             np.testing.assert_array_equal(written["validation"][3][column], expected["validation"][3][column])
 
@@ -125,9 +134,9 @@ class TestSummary:
             folder = tmp_path / name
             (folder / "last").mkdir(parents=True)
             if finished:
-                (folder / "last" / "model.safetensors").touch()
+                (folder / "last" / "metrics.json").write_text('{"epoch": 2}')
             run = RunFolder(folder)
-            run.write_json("args.json", {"model": "tiny", "folds": 3, "fold": 0, "output_dir": str(folder)} | arguments)
+            run.write_json("args.json", {"model": "tiny", "folds": 3, "fold": 0, "epochs": 2} | arguments)
             run.write_json("split.json", {})
             run.write_log(
                 [
@@ -164,6 +173,15 @@ class TestSummary:
         assert "not given: fold 0" in output
         with pytest.raises(SystemExit, match=r"None of .* has finished"):
             folds.main([training])
+
+    def test_a_fold_that_was_extended_is_not_finished_before_its_new_end(self, write_run, tmp_path):
+        early = write_run("early", [0.5], epochs=30)
+        interrupted = write_run("interrupted", [0.5])
+        (tmp_path / "interrupted" / "last" / "metrics.json").write_text('{"epoch": 1}')
+        for fold in (early, interrupted):
+            with pytest.raises(SystemExit, match=r"None of .* has finished"):
+                folds.main([fold])
+        folds.main([write_run("stopped", [0.5], epochs=30, patience=1)])
 
     def test_refuses_runs_that_do_not_belong_together(self, write_run, tmp_path):
         fold = write_run("fold", [0.5])

@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -26,15 +27,17 @@ from volume_samples import (
     save_zip,
 )
 
+from hub_dataset.phantom import phantom_volume
 from modeling.inference import load_model
 from modeling.inference import segment_volume as run_model
 from modeling.postprocessing import outline_threshold
 from modeling.visualization import flair_to_grey
 from space import results, uploads
 from space.comparison import compare_models
+from space.handlers import segment
 from space.uploads import InputError
 from space.viewer import HEADROOM
-from space.volume_handlers import open_volume, segment_volume
+from space.volume_handlers import open_volume, segment_volume, warnings_of
 
 pytest_plugins = ["app_fixtures"]
 
@@ -165,7 +168,10 @@ def test_everything_is_in_the_archive(nifti, models):
     assert json.loads(files["measurements.json"]) == result.measurements
     table = list(csv.reader(io.StringIO(files["measurements.csv"].decode())))
     assert ["model", "tiny-a"] in table
-    assert [row[2] for row in table[-12:]] == [str(area) for area in result.measurements["area_per_slice_pixels"]]
+    areas = result.measurements["area_per_slice_pixels"]
+    assert [row[0] for row in table[-12:]] == [str(number) for number in range(1, 13)]
+    assert [row[2] for row in table[-12:]] == [str(area) for area in areas]
+    assert [float(row[3]) for row in table[-12:]] == pytest.approx([area * 0.75 * 0.8 for area in areas], abs=0.01)
     assert files["case_flair_mask.nii.gz"] == Path(result.masks["nifti"]).read_bytes()
     for index in range(12):
         mask = np.asarray(Image.open(io.BytesIO(files[f"mask/slice_{index + 1:03d}_mask.png"])))
@@ -241,11 +247,22 @@ def test_progress_counts_the_slices_and_never_goes_back(nifti, models):
     assert any(desc.startswith("View 4 of 4: slice") for _, desc in seen)
 
 
+def test_pixels_that_are_no_squares_look_like_a_head_by_their_spacing():
+    slices = np.repeat(phantom_volume(0, num_slices=24, size=128).slices, 2, axis=2)
+    unknown, known = (
+        SimpleNamespace(slices=slices, warnings=(), spacing=spacing) for spacing in (None, (5.0, 2.0, 1.0))
+    )
+    assert warnings_of(unknown)
+    assert not warnings_of(known)
+
+
 def test_a_volume_of_one_slice_is_the_slice(folder, models):
     Image.fromarray(head().slices[6]).save(folder / "slice.png")
     threshold = middle(models)
     result = segment_volume(str(folder / "slice.png"), "tiny-a", threshold, models)
     assert result.mask.shape == (1, 64, 48)
+    alone = segment(folder / "slice.png", "tiny-a", threshold, models)
+    np.testing.assert_array_equal(result.mask[0], np.asarray(Image.open(alone.mask_path)) > 0)
     assert result.measurements["postprocessing"] is None
     np.testing.assert_array_equal(result.mask[0], result.probabilities[0] >= threshold)
 

@@ -97,6 +97,7 @@ def add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--config",
         nargs="+",
+        action="extend",
         type=parse_override,
         default=[],
         metavar="NAME=VALUE",

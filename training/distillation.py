@@ -24,6 +24,7 @@ def load_teacher(
     settings = {
         "num_channels": (teacher.config.num_channels, student.config.num_channels),
         "clip": (getattr(own_processor, "clip", None), processor.clip),
+        "volume_share": (getattr(own_processor, "volume_share", None), processor.volume_share),
     }
     if differences := [f"{name} {own}, not {ours}" for name, (own, ours) in settings.items() if own != ours]:
         raise ValueError(

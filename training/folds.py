@@ -9,6 +9,7 @@ patient, after post-processing. Folds that are still training, and those not giv
 """
 
 import argparse
+import json
 import math
 import sys
 from itertools import pairwise
@@ -51,10 +52,20 @@ def read_folds(folders: list[Path]) -> tuple[list[TrainingRun], list[TrainingRun
     for one, other in pairwise(runs):
         if one.arguments["fold"] == other.arguments["fold"]:
             raise ValueError(f"{one.path} and {other.path} are both fold {one.arguments['fold']}. Give one of them.")
-    finished = [run for run in runs if (run.path / "last" / "model.safetensors").is_file()]
+    finished = [run for run in runs if is_finished(run)]
     if not finished:
         raise ValueError(f"None of {', '.join(map(str, folders))} has finished; train.py --resume goes on.")
     return finished, [run for run in runs if run not in finished]
+
+
+def is_finished(run: TrainingRun) -> bool:
+    """Whether last/ is of the log's last epoch, and that is the last one there was to be."""
+    metrics = run.path / "last" / "metrics.json"
+    if not metrics.is_file():
+        return False
+    epoch = run.log[-1]["epoch"]
+    stopped = bool(run.arguments.get("patience")) or epoch == run.arguments["epochs"]
+    return stopped and json.loads(metrics.read_text(encoding="utf-8"))["epoch"] == epoch
 
 
 def scores_of(row: dict) -> np.ndarray:

@@ -48,17 +48,23 @@ def model_config(args: argparse.Namespace) -> PreTrainedConfig:
 
 def image_size_at(stages: list[tuple[float, int]], epoch: int, epochs: int) -> int:
     """Image size in pixels of an epoch, counted from 0, for stages sorted by their start."""
-    return [size for start, size in stages if epoch >= math.floor(start * epochs)][-1]
+    return [size for start, size in stages if epoch >= math.floor(start * epochs + 1e-9)][-1]  # 0.29 * 100 < 29
 
 
 def make_optimizer(model: PreTrainedModel, pretrained: set[str], args: argparse.Namespace) -> torch.optim.Optimizer:
     """`args.optimizer`; weight decay on kernels and matrices only, a lower learning rate for names in `pretrained`."""
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    # By what they are, not by their values, so that a state fits where --resume comes with other values.
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        weight_decay = args.weight_decay if parameter.ndim > 1 else 0.0
-        learning_rate = args.learning_rate * (args.pretrained_lr_factor if name in pretrained else 1.0)
-        groups.setdefault((learning_rate, weight_decay), []).append(parameter)
-    parameters = [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
+        groups.setdefault((name in pretrained, parameter.ndim > 1), []).append(parameter)
+    parameters = [
+        {
+            "params": group,
+            "lr": args.learning_rate * (args.pretrained_lr_factor if loaded else 1.0),
+            "weight_decay": args.weight_decay if decays else 0.0,
+        }
+        for (loaded, decays), group in groups.items()
+    ]
     if args.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=args.momentum, nesterov=args.momentum > 0)
     return torch.optim.AdamW(parameters, betas=(args.momentum, args.beta2))

@@ -4,13 +4,17 @@ import argparse
 import io
 import json
 import math
+import os
+import re
 import shutil
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
@@ -18,8 +22,11 @@ from transformers import PreTrainedModel
 from evaluate import without_nan, write_atomically
 from modeling import BrainMRIImageProcessor
 
-# Arguments that must stay as they are on resume: the model, and what the schedule and the states count in.
-FIXED = ("model", "config", "optimizer", "batch_size", "gradient_accumulation_steps", "empty_ratio")
+# Arguments that must stay as they are on resume: the model, which weights were loaded, and what the schedule and the
+# states count in.
+FIXED = ("model", "config", "init_from", "optimizer", "batch_size", "gradient_accumulation_steps", "empty_ratio")
+# What a killed process was writing: see `write_atomically`.
+UNFINISHED = re.compile(r"\.((args|split|not_finite)\.json|log\.jsonl|(curves|validation)\.png)\.\d+")
 # Arguments that may differ on resume without a word: they do not shape the result.
 HARMLESS = {
     *("resume", "output_dir", "num_workers", "checkpoint_minutes", "keep_checkpoints"),
@@ -55,6 +62,19 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self._lock = FileLock(path / "lock", timeout=0)
+
+    def lock(self) -> None:
+        """Make the folder and keep other processes from training in it; ends this one where another does."""
+        with self._writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            sys.exit(f"train.py: error: another process trains in {self.path}. Choose another --output_dir.")
+
+    def unlock(self) -> None:
+        self._lock.release()
 
     @property
     def states(self) -> list[Path]:
@@ -70,7 +90,13 @@ class RunFolder:
     def arguments(self) -> dict:
         """The recorded arguments of the run, empty before there are any."""
         path = self.path / "args.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError:
+            sys.exit(
+                f"train.py: error: {path} is damaged, so what the run was is not known. Choose another --output_dir; "
+                f"`--init_from {self.path / 'best'}` starts from its weights."
+            )
 
     def changed_arguments(self, args: argparse.Namespace) -> dict[str, tuple]:
         """Arguments that shape the result and differ from the recorded ones: name -> (before, now)."""
@@ -84,14 +110,14 @@ class RunFolder:
         if args.resume and (changed := self.changed_arguments(args)):
             changes.append({"after_epochs": after_epochs} | changed)
         with self._writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
             self._tidy()
         self.write_json("args.json", vars(args) | {"output_dir": str(self.path), "changed_on_resume": changes})
 
     def _tidy(self) -> None:
         """Finish or undo what a killed process was replacing."""
-        for file in self.path.glob(".*.[0-9]*"):
-            file.unlink()
+        for file in self.path.iterdir():
+            if UNFINISHED.fullmatch(file.name):
+                file.unlink()
         for unfinished in (*self.path.glob("*.unfinished"), self.checkpoints / "unfinished"):
             shutil.rmtree(unfinished, ignore_errors=True)
         for previous in self.path.glob("previous.*"):
@@ -143,13 +169,18 @@ class RunFolder:
     def load_state(self, accelerator: Accelerator) -> None:
         """Load the newest state; ends the process where it is damaged or belongs to other settings."""
         newest = self.states[-1]
+        random_states = newest / f"random_states_{accelerator.process_index}.pkl"
         try:
+            if random_states.exists() and not zipfile.is_zipfile(random_states):  # accelerate would pass over it
+                raise ValueError(f"{random_states.name} is cut off.")
             accelerator.load_state(str(newest))
         except Exception as error:  # the libraries raise whatever the damage leads to
             sys.exit(
-                f"--resume: {newest} cannot be loaded: {str(error).splitlines()[0]} It belongs to another architecture "
-                f"or optimiser, or is damaged; without it, --resume goes on from the state before it."
+                f"--resume: {newest} cannot be loaded: {first_line(error)} It belongs to another architecture or "
+                f"optimiser, or is damaged; without it, --resume goes on from the state before it."
             )
+        if not random_states.exists():
+            print(f"--resume: {newest.name} has no random numbers for process {accelerator.process_index}; new ones.")
 
     def save_state(self, accelerator: Accelerator, step: int, keep: int) -> None:
         """Write a complete state to checkpoints/step_N: under another name first, so that a kill loses only this save.
@@ -186,15 +217,23 @@ class RunFolder:
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, as the libraries report it
             if unfinished:
                 shutil.rmtree(unfinished, ignore_errors=True)
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             saved = self.states[-1].name if self.states else "the start"
             sys.exit(
                 f"train.py: error: {target} cannot be written: {reason}. Make room; --resume goes on from {saved}."
             )
 
 
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def replace_folder(new: Path, final: Path) -> None:
     """Rename `new` to `final`; a folder of that name is out of the way first, and there is never half of one."""
+    for path in new.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # else a power cut may leave the names without the content
     previous = final.with_name(f"previous.{final.name}")
     shutil.rmtree(previous, ignore_errors=True)
     if final.exists():
