@@ -95,7 +95,7 @@ def test_pools_the_folds_and_groups_their_patients(run, dataset, tmp_path, capsy
 
 def test_computes_what_is_not_kept_and_names_folds_that_are_not_finished(run, phantom_dataset_dir, tmp_path, capsys):
     runs = [run("--folds", "3", "--fold", str(fold), "--epochs", "1", folder=f"fold{fold}") for fold in range(2)]
-    (runs[1] / "last" / "model.safetensors").unlink()
+    (runs[1] / "last" / "metrics.json").unlink()
     arguments = ["--dataset", str(phantom_dataset_dir), "--predictions", str(tmp_path / "kept"), *map(str, runs)]
     capsys.readouterr()
     main([*arguments, "--views", "2"])

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from hub_dataset import loading
 from hub_dataset.augmentation import SliceAugmentation, change_intensities, copy_flair, resample, sample_augmentation
 from hub_dataset.loading import (
     LesionBatchSampler,
@@ -27,7 +26,6 @@ from hub_dataset.loading import (
 )
 from hub_dataset.patients import group_by_patient, read_patient
 from modeling import BrainMRIImageProcessor
-from modeling.image_processing_brain_mri import slice_intensities
 from modeling.inference import measure_intensities
 
 FLAIR = 1
@@ -198,18 +196,22 @@ class TestIntensities:
                 np.testing.assert_array_equal(intensities[row], expected)
         assert not intensities[4].any()
 
-    def test_those_in_the_cache_are_of_the_same_code(self, phantom_dataset_dir, monkeypatch):
+    @pytest.mark.parametrize("measure", [measure_split, relative_head_sizes])
+    def test_those_in_the_cache_are_of_the_same_code(self, phantom_dataset_dir, monkeypatch, measure):
         split = load_splits(str(phantom_dataset_dir))["train"]
-        before = measure_split(split)
-        monkeypatch.setattr(loading, "volume_intensities", lambda slices: np.full((3, 2), len(slices)))
-        source = inspect.getsource
-        measured = []
-        monkeypatch.setattr(loading, "slice_intensities", lambda image: measured.append(0) or slice_intensities(image))
-        assert measure_split(split).shape == before.shape
-        assert not measured
+        map_, source, results = datasets.Dataset.map, inspect.getsource, []
+
+        def spy(*args, **options):
+            results.append(map_(*args, **options))
+            return results[-1]
+
+        monkeypatch.setattr(datasets.Dataset, "map", spy)
+        measure(split)
+        measure(split)
         monkeypatch.setattr(inspect, "getsource", lambda module: source(module) + "# changed")
-        measure_split(split)
-        assert measured
+        measure(split)
+        first, second, changed = (result.cache_files for result in results)
+        assert first == second != changed
 
     def test_those_of_a_split_are_those_that_inference_measures(self, phantom_dataset_dir):
         split = load_splits(str(phantom_dataset_dir))["train"]

@@ -65,7 +65,7 @@ class TestArguments:
     def test_a_folder_in_which_another_process_trains(self, run, tmp_path):
         folder = run("--epochs", "1")
         before = read_log(folder)
-        code = "import sys, filelock; filelock.FileLock(sys.argv[1]).acquire(); print('held', flush=True); input()"
+        code = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
         for name, options in (("run", ["--resume"]), ("new", [])):
             (tmp_path / name).mkdir(exist_ok=True)
             command = [sys.executable, "-c", code, str(tmp_path / name / "lock")]

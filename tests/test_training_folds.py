@@ -8,7 +8,6 @@ from collections import Counter
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
 from tiny_training import read_log
 
 from hub_dataset.folds import main, split_by_fold
@@ -79,7 +78,7 @@ class TestFoldAsDataset:
         def fail(*_, **__):
             raise OSError("No space left on device")
 
-        monkeypatch.setattr(Dataset, "to_parquet", fail)
+        monkeypatch.setattr(pq.ParquetWriter, "write_table", fail)
         with pytest.raises(SystemExit, match="No space left"):
             self.write(phantom_dataset_dir, tmp_path / "fold")
         assert not list(tmp_path.iterdir())
