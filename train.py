@@ -66,7 +66,7 @@ def prepare_data(args: argparse.Namespace) -> tuple[DatasetDict | dict[str, Stre
         if missing := (split.missing_masks if args.streaming else split.data.column("mask").null_count):
             raise ValueError(f"{missing} slices in the split {name!r} of {args.dataset} have no mask to learn from.")
         if not args.streaming:
-            check_slices(split)
+            check_slices(split, as_volumes=name == "validation" or args.folds is not None)
     if args.folds is not None:
         splits = split_by_fold(splits, args.folds, args.fold)
     if not any(splits["validation"]["has_lesion"]):

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset, DatasetDict, config, load_dataset
 from PIL import Image
 from torch.utils.data import Sampler
+from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from modeling import image_processing_brain_mri
@@ -115,22 +116,25 @@ def is_empty(image: np.ndarray) -> bool:
     return image[..., FLAIR].min() == image[..., FLAIR].max()
 
 
-def check_slices(split: Dataset) -> None:
+def check_slices(split: Dataset, as_volumes: bool) -> None:
     """Look through the headers of all images, so that training does not end at an odd one hours later.
 
+    Args:
+        as_volumes: whether a patient's slices are to be put together, as for validation.
+
     Raises:
-        ValueError: a slice twice, an image that is not grey or RGB or is smaller than `MINIMUM_SIZE`, a mask of another
-            size, or slices of a patient that differ in size.
+        ValueError: an image that is not grey or RGB or is smaller than `MINIMUM_SIZE`, a mask of another size, or, with
+            `as_volumes`, a slice that comes twice or slices of a patient that differ in size.
     """
     split = split.select_columns(["image", "mask", "patient_id", "slice_index"])
     for column in ("image", "mask"):
         split = split.cast_column(column, datasets.Image(decode=False))
     seen: set[tuple] = set()
     sizes: dict[str, tuple[int, int]] = {}
-    for row in split:
+    for row in tqdm(split, desc="Checking slices", leave=False):
         key = row["patient_id"], row["slice_index"]
         where = f"slice {key[1]} of patient {key[0]}"
-        if key in seen:
+        if as_volumes and key in seen:
             raise ValueError(f"There are two rows for {where}. Build the dataset again.")
         seen.add(key)
         (mode, size), (_, mask_size) = header_of(row["image"]), header_of(row["mask"])
@@ -138,10 +142,11 @@ def check_slices(split: Dataset) -> None:
             raise ValueError(f"The image of {where} has the colour mode {mode}; slices are grey or RGB.")
         if min(size) < MINIMUM_SIZE:
             raise ValueError(f"The image of {where} has {size[0]}x{size[1]} pixels, under {MINIMUM_SIZE} a side.")
-        if not size == mask_size == sizes.setdefault(key[0], size):
+        first = sizes.setdefault(key[0], size) if as_volumes else size
+        if not size == mask_size == first:
             raise ValueError(
                 f"The image of {where} has {size[0]}x{size[1]} pixels, its mask {mask_size[0]}x{mask_size[1]}, and the "
-                f"patient's first image {sizes[key[0]][0]}x{sizes[key[0]][1]}; they must be of one size."
+                f"patient's first image {first[0]}x{first[1]}; they must be of one size."
             )
 
 

@@ -149,16 +149,40 @@ class TestDataset:
         with pytest.raises(SystemExit, match=f"every split needs at least one slice.*{name}"):
             run("--dataset", data)
 
-    @pytest.mark.parametrize("name", ["train", "validation"])
     @pytest.mark.parametrize(
         ("change", "message"),
         [
             (lambda row: {"slice_index": 1}, r"two rows for slice 1 of patient TCGA_PH"),
+            (
+                lambda row: {key: row[key].resize((48, 40)) for key in ("image", "mask")},
+                r"has 48x40 pixels, its mask 48x40, and the patient's first image 64x64",
+            ),
+        ],
+        ids=["twice", "size"],
+    )
+    def test_what_makes_up_no_volume_is_found_before_training(self, run, splits, tmp_path, change, message):
+        odd = {
+            name: split.map(lambda row, i: change(row) if i == 1 else {}, with_indices=True)
+            for name, split in splits.items()
+        }
+        data = write_dataset({**splits, "validation": odd["validation"]}, tmp_path / "data")
+        with pytest.raises(SystemExit, match=message):
+            run("--dataset", data)
+        data = write_dataset({**splits, "train": odd["train"]}, tmp_path / "train")
+        with pytest.raises(SystemExit, match=message):
+            run("--dataset", data, "--folds", "3", "--fold", "0")
+        run("--dataset", data, "--epochs", "1")  # slices by themselves are trained on all the same
+        shutil.rmtree(tmp_path / "run")
+
+    @pytest.mark.parametrize("name", ["train", "validation"])
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
             (lambda row: {"mask": row["mask"].resize((50, 64))}, r"64x64 pixels, its mask 50x64"),
             (lambda row: {"image": row["image"].convert("L").convert("LA")}, r"has the colour mode LA"),
             (lambda row: {key: row[key].resize((30, 40)) for key in ("image", "mask")}, r"30x40 pixels, under 32"),
         ],
-        ids=["twice", "mask", "alpha", "small"],
+        ids=["mask", "alpha", "small"],
     )
     def test_odd_slices_are_found_before_training(self, run, splits, tmp_path, name, change, message):
         odd = splits[name].map(lambda row, i: change(row) if i == 1 else {}, with_indices=True)
