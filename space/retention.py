@@ -30,7 +30,11 @@ def private_upload_folder() -> Iterator[Path]:
     parent = Path(before or tempfile.gettempdir())
     parent.mkdir(parents=True, exist_ok=True)
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    handlers = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in numbers}
+    handlers = {
+        number: signal.signal(number, lambda number, _: sys.exit(128 + number))
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN  # as nohup leaves it
+    }
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)).resolve()
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     ended = threading.Event()

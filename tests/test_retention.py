@@ -58,3 +58,14 @@ def test_a_process_has_a_folder_of_its_own_and_takes_it_along(tmp_path, monkeypa
     assert {path.name for path in tmp_path.iterdir()} == {running.parent.name, foreign.parent.name}
     assert foreign.exists()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == handlers
+
+
+def test_what_nohup_ignores_stays_ignored(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with private_upload_folder():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
