@@ -107,7 +107,7 @@ class PredictionStore:
         self.made_with = json.loads(json.dumps(made_with))
         if any(self.folder.glob("*.npz")):
             self._check()
-        elif read_record(self.folder) != self.made_with:
+        else:
             text = json.dumps(made_with, indent=2).encode() + b"\n"
             self._replace(self.folder / MADE_WITH, lambda file: file.write(text))
 

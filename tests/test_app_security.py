@@ -226,6 +226,7 @@ def test_what_is_uploaded_and_made_can_be_deleted_on_schedule(client, server, tm
     new = files() - before
     assert {"patient.png", "patient_mask.png"} <= {path.name for path in new}
     sweep(upload_folder, lifetime=0)  # what the sweeper calls
+    upload_folder.mkdir(exist_ok=True)  # for the tests to come
     assert not files() & new
 
 
