@@ -129,12 +129,15 @@ def main() -> None:
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(available_cores())
-    with private_upload_folder():
-        demo = build_demo(models)
-        try:
-            launch(demo)
-        finally:
-            demo.close()
+    try:
+        with private_upload_folder():
+            demo = build_demo(models)
+            try:
+                launch(demo)
+            finally:
+                demo.close()
+    except SystemExit as stopped:  # by a signal: a model that still computes in a thread would abort the process
+        os._exit(stopped.code)
 
 
 if __name__ == "__main__":

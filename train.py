@@ -25,6 +25,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from datasets import Dataset, DatasetDict
+from huggingface_hub import ModelCard
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -314,7 +315,8 @@ def publish(run: RunFolder, args: argparse.Namespace) -> None:
     """Upload the best model with a card made from the run's folder; ends the process where that fails."""
     best = run.path / "best"
     try:
-        if not (best / "README.md").exists():  # one that somebody wrote, with scores, stays
+        card = best / "README.md"
+        if not (card.exists() and ModelCard.load(card).data.eval_results):  # one that has scores stays
             write_card(best, runs=[run.path])
         print(publish_model(best, args.hub_model_id, private=args.hub_private_repo))
     except (OSError, ValueError, HubError) as error:

@@ -181,5 +181,6 @@ def shorten_path(word: str) -> str:
 
 
 def shorten_command(command: str) -> str:
-    """A command whose absolute paths are shortened."""
-    return shlex.join(shorten_path(word) for word in shlex.split(command))
+    """A command whose absolute paths are shortened, also in `--option=PATH`."""
+    words = (word.partition("=") if word.startswith("--") else (word, "", "") for word in shlex.split(command))
+    return shlex.join(shorten_path(before) + equals + shorten_path(after) for before, equals, after in words)

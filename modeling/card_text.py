@@ -282,9 +282,11 @@ def extremes(result: Results) -> str:
     ends = min(EXTREMES, len(ranked) // 2) or 1
     missed = [patient for patient in ranked if dice[patient] == 0]
     poor = [patient for patient in ranked if dice[patient] < POOR]
+    # Only patients whose names are public are named.
+    name = named if result.source in (LGG, PHANTOM) else scored
     return fill(
         f"On `{result.split}`, {CHANNEL_WORDS.get(result.channels, result.channels)}, post-processed: worst",
-        f"{named(ranked[:ends], dice)}; best {named(ranked[: -ends - 1 : -1], dice)}.",
+        f"{name(ranked[:ends], dice)}; best {name(ranked[: -ends - 1 : -1], dice)}.",
         f"{capitalized(count(len(poor), 'patient'))} of {len(ranked)} under a Dice of {POOR}"
         + (f", {count(len(missed), 'lesion')} missed altogether." if missed else "."),
     )
@@ -292,6 +294,10 @@ def extremes(result: Results) -> str:
 
 def named(patients: Sequence[str], dice: dict[str, float]) -> str:
     return ", ".join(f"{patient} ({dice[patient]:.2f})" for patient in patients)
+
+
+def scored(patients: Sequence[str], dice: dict[str, float]) -> str:
+    return ", ".join(f"{dice[patient]:.2f}" for patient in patients)
 
 
 def validation_while_training(run: TrainingRun) -> str:

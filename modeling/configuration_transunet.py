@@ -4,6 +4,7 @@ import math
 
 from huggingface_hub.dataclasses import strict
 from transformers import BitConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from .losses import check_loss_name
 
@@ -172,6 +173,11 @@ class TransUNetConfig(PreTrainedConfig):
     temperature: float | int = 1.0
 
     def __post_init__(self, **kwargs):
+        if "num_channels" in kwargs:
+            raise ValueError(
+                "num_channels is the stem's: give it as backbone_config=EfficientNetLiteConfig(num_channels=...), or "
+                "in another stem's configuration."
+            )
         if self.backbone_config is None:
             self.backbone_config = EfficientNetLiteConfig()
         elif isinstance(self.backbone_config, dict):
@@ -182,9 +188,9 @@ class TransUNetConfig(PreTrainedConfig):
                 )
             self.backbone_config = STEM_CONFIGS[model_type].from_dict(self.backbone_config)
         # One logit, two classes: the label map, not the logits, is what `id2label` names.
-        if kwargs.get("id2label") is None:
-            kwargs["id2label"] = {0: "background", 1: "FLAIR abnormality"}
-            kwargs["label2id"] = {"background": 0, "FLAIR abnormality": 1}
+        if self.id2label is None:
+            self.id2label = {0: "background", 1: "FLAIR abnormality"}
+            self.label2id = {"background": 0, "FLAIR abnormality": 1}
         super().__post_init__(**kwargs)
 
     def to_diff_dict(self) -> dict:
@@ -260,8 +266,17 @@ class TransUNetConfig(PreTrainedConfig):
         )
         if min(positive) < 1 or self.num_hidden_layers < 0:
             raise ValueError("Sizes, depths and numbers of layers and heads must be positive.")
-        if self.projection_kernel_size % 2 == 0:
-            raise ValueError(f"projection_kernel_size must be odd, but is {self.projection_kernel_size}.")
+        if not self.decoder_hidden_sizes:
+            raise ValueError("decoder_hidden_sizes must have one entry at least.")
+        if self.projection_kernel_size % 2 == 0 or self.projection_kernel_size < 1:
+            raise ValueError(f"projection_kernel_size must be odd and positive, but is {self.projection_kernel_size}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, but is {self.hidden_act!r}.")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be from 0 to under 1, but is {getattr(self, name)}.")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ValueError(f"initializer_range must not be negative, but is {self.initializer_range}.")
         doublings = len(self.decoder_hidden_sizes) + (self.head_hidden_size is not None)
         if 2**doublings != self.size_divisor:
             raise ValueError(
@@ -274,6 +289,8 @@ class TransUNetConfig(PreTrainedConfig):
             raise ValueError(f"decoder_upsampling must be 'bilinear' or 'transposed', not {self.decoder_upsampling!r}.")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive, but is {self.temperature}.")
+        if sorted(self.id2label) != [0, 1]:
+            raise ValueError(f"id2label must name the labels 0 and 1, but has {self.id2label}.")
         check_loss_name(self.loss)
 
 

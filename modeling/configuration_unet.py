@@ -37,9 +37,9 @@ class UNetConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         # One logit, two classes: the label map, not the logits, is what `id2label` names.
-        if kwargs.get("id2label") is None:
-            kwargs["id2label"] = {0: "background", 1: "FLAIR abnormality"}
-            kwargs["label2id"] = {"background": 0, "FLAIR abnormality": 1}
+        if self.id2label is None:
+            self.id2label = {0: "background", 1: "FLAIR abnormality"}
+            self.label2id = {"background": 0, "FLAIR abnormality": 1}
         super().__post_init__(**kwargs)
 
     @property
@@ -57,6 +57,8 @@ class UNetConfig(PreTrainedConfig):
             raise ValueError("num_channels, decoder_depth, hidden_sizes and encoder_depths must be positive.")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive, but is {self.temperature}.")
+        if sorted(self.id2label) != [0, 1]:
+            raise ValueError(f"id2label must name the labels 0 and 1, but has {self.id2label}.")
         check_loss_name(self.loss)
 
 

@@ -87,8 +87,12 @@ def export_checkpoint(sources: Sequence[str], folder: Path, temperature: float |
         content = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}
         config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         folder.mkdir(exist_ok=True)
-        for file in sorted(Path(unfinished).iterdir()):
+        files = sorted(Path(unfinished).iterdir())
+        for file in files:
             shutil.move(file, folder / file.name)
+        for former in folder.glob("model*.safetensors*"):  # shards of other weights
+            if former.name not in {file.name for file in files}:
+                former.unlink()
 
 
 def main(argv: list[str] | None = None) -> None:

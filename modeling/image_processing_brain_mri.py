@@ -72,7 +72,7 @@ def raw_mode(image: Image.Image) -> str:
     "" once they were loaded, or where the image is of no file.
     """
     tile = getattr(image, "tile", None)
-    arguments = tile[0].args if tile else ""
+    arguments = (tile[0].args if tile else "") or ""
     return arguments if isinstance(arguments, str) else str(arguments[0])
 
 
@@ -87,20 +87,22 @@ def read_deep_colour(image: Image.Image) -> np.ndarray:
     A second reading with the byte order reversed gives the low bytes.
     """
     native = "L" if sys.byteorder == "little" else "B"
-    swapped = "RGB;16B" if raw_mode(image)[-1].replace("N", native) == "L" else "RGB;16L"
-    source = image.filename
-    if not source:  # opened from a stream, whose place is part of the image's state
-        position = image.fp.tell()
-        image.fp.seek(0)
-        source = io.BytesIO(image.fp.read())
-        image.fp.seek(position)
-    with Image.open(source) as again:
-        again.tile = [
-            tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:]))
-            for tile in again.tile
-        ]
-        low = np.asarray(again).astype(np.uint16)
-    return np.asarray(image).astype(np.uint16) << 8 | low
+    as_it_is = raw_mode(image)
+    swapped = "RGB;16B" if as_it_is[-1].replace("N", native) == "L" else "RGB;16L"
+    position = image.fp.tell()  # which is part of the image's state, and the image stays unloaded
+    image.fp.seek(0)
+    data = image.fp.read()
+    image.fp.seek(position)
+    halves = []
+    for mode in (as_it_is, swapped):
+        with Image.open(io.BytesIO(data)) as again:
+            again.tile = [
+                tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
+                for tile in again.tile
+            ]
+            halves.append(np.asarray(again).astype(np.uint16))
+    high, low = halves
+    return high << 8 | low
 
 
 def to_channels(image: np.ndarray) -> np.ndarray:

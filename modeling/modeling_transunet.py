@@ -76,7 +76,9 @@ class TransUNetAttention(ViTAttention):
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         context, weights = attention(self, query, key, value, None, dropout=dropout, scaling=self.scaling)
-        return self.o_proj(context.reshape(batch, length, -1)), weights if output_attentions else None
+        return self.o_proj(
+            context.reshape(batch, length, -1)
+        ), weights if output_attentions else None
 
 
 class TransUNetLayer(GradientCheckpointingLayer):
@@ -234,8 +236,8 @@ class TransUNetForSemanticSegmentation(PreTrainedModel):
         Args:
             pixel_values: (B, num_channels, H, W) float, as `BrainMRIImageProcessor` gives them; H and W at least 32.
             labels: (B, H, W), 0 or 1; with it the output carries `loss`, the one that `config.loss` names.
-            output_hidden_states: also return the token grids (B, hidden_size, H / 16, W / 16), rounded up: the
-                embeddings, then every layer's output.
+            output_hidden_states: also return the token grids (B, hidden_size, H / D, W / D), rounded up, with D the
+                configuration's `size_divisor`: the embeddings, then every layer's output.
             output_attentions: also return every layer's attention weights (B, heads, N, N); row i holds where token i
                 attends, tokens counted row by row over the grid. The logits are the same, the memory is not.
 
@@ -256,7 +258,7 @@ class TransUNetForSemanticSegmentation(PreTrainedModel):
         feature_maps = self.stem(pixel_values)
         tokens, grid = self.embeddings(feature_maps[-1])
         encoded, hidden_states, attentions = self.encoder(tokens, output_attentions)
-        skips = feature_maps[::-1][-len(self.config.skip_sizes) :]  # coarsest first
+        skips = feature_maps[: len(self.config.skip_sizes)][::-1]  # coarsest first
         decoded = self.decoder(to_grid(encoded, grid), skips, pixel_values)
         logits = self.head(decoded)[..., :height, :width] / self.config.temperature
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from transformers import BaseImageProcessor, PreTrainedModel
-from transformers.utils import cached_file
 
 from .inference import predict_volume
+from .pretrained import weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +48,9 @@ def weights_sha256(name_or_path: str) -> str:
     Raises:
         OSError: no such model, or other weights than safetensors.
     """
-    names = ["model.safetensors"]
-    if not cached_file(name_or_path, names[0], _raise_exceptions_for_missing_entries=False):
-        index = json.loads(Path(cached_file(name_or_path, f"{names[0]}.index.json")).read_text(encoding="utf-8"))
-        names = sorted(set(index["weight_map"].values()))
     digest = hashlib.sha256()
-    for name in names:
-        with Path(cached_file(name_or_path, name)).open("rb") as file:
+    for path in weight_files(name_or_path):
+        with path.open("rb") as file:
             while chunk := file.read(2**20):
                 digest.update(chunk)
     return digest.hexdigest()

@@ -1,17 +1,17 @@
 """Starting weights from elsewhere: ImageNet networks for TransUNet's stem and encoder, or any checkpoint of ours."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import BitConfig, PreTrainedModel
+from transformers.utils import cached_file
 
 from .configuration_transunet import EfficientNetLiteConfig
 from .modeling_transunet import resize_position_embeddings
@@ -88,21 +88,40 @@ def initialize_from(model: PreTrainedModel, source: str) -> InitializationReport
 
 
 def read_weights(source: str) -> dict[str, torch.Tensor]:
-    """State dict of a folder's or Hub repository's model.safetensors, or of a .safetensors file, on the CPU."""
+    """State dict of a folder's or Hub repository's model.safetensors or shards, or of a .safetensors file, on the CPU.
+
+    Raises:
+        ValueError: there are no such weights, or damaged ones.
+    """
     path = Path(source)
-    if path.is_dir():
-        path = path / WEIGHTS
-        if not path.is_file():
-            raise ValueError(f"The folder {source!r} holds no {WEIGHTS}. {SOURCES}")
-    elif not path.is_file():
+    if path.is_file():
+        files = [path]
+    else:
         try:
-            path = Path(hf_hub_download(source, WEIGHTS))
-        except (OSError, HFValidationError) as error:  # the Hub's own errors are OSErrors
+            files = weight_files(source)
+        except (OSError, ValueError) as error:  # the Hub's own errors are OSErrors
+            if path.is_dir():
+                raise ValueError(f"The folder {source!r} holds no {WEIGHTS}. {SOURCES}") from error
             raise ValueError(f"{source!r} is neither a folder, nor a file, nor readable on the Hub: {error}") from error
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is damaged or no safetensors file: {error}. {SOURCES}") from error
+    state_dict = {}
+    for file in files:
+        try:
+            state_dict |= load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{str(file)!r} is damaged or no safetensors file: {error}. {SOURCES}") from error
+    return state_dict
+
+
+def weight_files(name_or_path: str) -> list[Path]:
+    """model.safetensors of a folder or a Hub repository, or its shards in order of their names.
+
+    Raises:
+        OSError: there is neither.
+    """
+    if whole := cached_file(name_or_path, WEIGHTS, _raise_exceptions_for_missing_entries=False):
+        return [Path(whole)]
+    index = json.loads(Path(cached_file(name_or_path, f"{WEIGHTS}.index.json")).read_text(encoding="utf-8"))
+    return [Path(cached_file(name_or_path, name)) for name in sorted(set(index["weight_map"].values()))]
 
 
 def place(

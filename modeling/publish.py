@@ -10,6 +10,7 @@ this repository, with `trust_remote_code=True`. Publishing again replaces what h
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -25,6 +26,8 @@ from .hub import HubError, check_destination, upload_folder
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 MARK = "image_processing_brain_mri.py"
+USAGE = re.compile(r"^## How to use it\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+NAMED = re.compile(r'(from_pretrained\(|model=)"[^"]*"')
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 
 
@@ -55,7 +58,9 @@ def stage_model(checkpoint: Path, folder: Path, repo_id: str) -> None:
     Raises:
         OSError, ValueError: not a complete checkpoint of this package.
     """
+    whole = checkpoint / "model.safetensors"
     weights = [path for pattern in WEIGHTS for path in sorted(checkpoint.glob(pattern))]
+    weights = [whole] if whole.is_file() else weights  # shards beside it are those of other weights
     if not weights:
         raise FileNotFoundError(f"{checkpoint} holds no model.safetensors; give the folder of a saved model.")
     model = load_complete(checkpoint)
@@ -95,7 +100,8 @@ def stage_card(checkpoint: Path, folder: Path, repo_id: str, config: PreTrainedC
     """The checkpoint's own card, or else one that claims nothing, with the repository's name filled in."""
     path = checkpoint / CARD
     card = ModelCard.load(path) if path.is_file() else make_card(config, repo_id.split("/")[-1])
-    (folder / CARD).write_text(str(card).replace(REPOSITORY, repo_id), encoding="utf-8")
+    text = USAGE.sub(lambda usage: NAMED.sub(rf'\1"{repo_id}"', usage[0]), str(card))  # of a downloaded one, too
+    (folder / CARD).write_text(text.replace(REPOSITORY, repo_id), encoding="utf-8")
     if f"({FIGURE})" in card.text and (checkpoint / FIGURE).is_file():
         shutil.copyfile(checkpoint / FIGURE, folder / FIGURE)
 

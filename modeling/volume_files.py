@@ -28,10 +28,12 @@ NAMING = (
 MASK_NAME = re.compile(r"(?i)(^|[_\-. ])(mask|masks|seg|segmentation|label|labels|roi)\d*($|[_\-. ])")
 T1 = r"(t1|mprage|spgr)"
 LOCALIZER = r"(?<![a-z])(loc|scout|survey|perf|angio|tof)"
-DIFFUSION = r"(?<![a-z])(dwi|adc|dti|bold|swi|pd)"
-# Short words of contrast end where the word does: C01, GD12 and PD001 are patients.
-CONTRAST = r"(contrast|gad|enhanc|(gd|ce|km|c)(?![a-z0-9]))"
-NEGATED = r"(?<![a-z])(without|w[/_\-. ]?o|ohne|sans|non?|un)[_\-. ]*(iv[_\-. ]*)?"
+DIFFUSION = r"(?<![a-z])(dwi|adc|dti|bold|swi|pdw?(?![a-z0-9]))"
+# Short words of contrast may have a number after the sequence's name, as in T1_GD2 and T1CE3D; before it, C01 and GD12
+# are patients.
+CONTRAST = r"(contr(?!ol)|gad|enhanc|(gd|ce|km|c)(?![a-z0-9]))"
+NUMBERED = r"(?<![a-z])(gd|ce|km|c)\d*(mm|d)?(?![a-z])"
+NEGATED = r"(?<![a-z&+])(without|w[/_\-. ]?o|ohne|sans|non?|un)[_\-. ]*(iv[_\-. ]*)?"
 # After "pre" and "post": they are of contrast, and not of surgery, treatment or processing.
 OF_CONTRAST = r"(?![_\-. ]?(op|surg|treat|therap|rad|rt(?![a-z])|proc))"
 # Asked in this order: FLAIR after contrast is FLAIR, unless it is a T1 by fluid-attenuated inversion recovery, and a T1
@@ -48,8 +50,8 @@ SEQUENCE_NAMES = (
     (
         "post",
         re.compile(
-            rf"t1c(?![a-z])|gad|contrast|enhanc|(?<![a-z])(gd|ce|km)(?![a-z0-9])|post{OF_CONTRAST}"
-            rf"|\+ ?c(?![a-z])|{T1}.*(?<![a-z])c(?![a-z0-9])"
+            rf"gad|contr(?!ol)|enhanc|(?<![a-z])(gd|ce|km)(?![a-z0-9])|post{OF_CONTRAST}"
+            rf"|\+ ?c(?![a-z])|(?<![a-z])c ?\+|{T1}.*{NUMBERED}"
         ),
     ),
     ("other", re.compile(rf"t2|{LOCALIZER}|{DIFFUSION}(?![a-z0-9])")),

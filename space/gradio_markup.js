@@ -2,6 +2,8 @@
 
 const GONE = "The file is no longer on the server, which deletes results within the hour. Run the model again.";
 
+let visitorsLanguage = "en";
+
 function giveRoles() {
   // The place of a picture that is not there yet is named, and a name needs a role.
   for (const place of document.querySelectorAll("div.empty[aria-label]:not([role])")) place.setAttribute("role", "img");
@@ -22,10 +24,14 @@ function giveRoles() {
   }
   // A text that Gradio has no words for
   for (const state of document.querySelectorAll("[role=status]")) {
-    if (state.textContent.trim() === "common.complete") state.textContent = "Done";
+    for (const node of state.childNodes) {
+      if (node.nodeType === Node.TEXT_NODE && node.data.trim() === "common.complete") node.data = "Done"; // Gradio keeps it
+    }
   }
-  // Gradio states the visitor's language; the page is in English all the same.
-  if (document.documentElement.lang !== "en") document.documentElement.lang = "en";
+  // Gradio states the visitor's language, in which only some words of its own are; the page is in English.
+  const root = document.documentElement;
+  if (root.lang !== "en") [visitorsLanguage, root.lang] = [root.lang, "en"];
+  for (const own of document.querySelectorAll("footer, .upload-container")) own.lang = visitorsLanguage;
 }
 
 // A download of what is gone by now ends without a word: says so.

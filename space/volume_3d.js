@@ -173,25 +173,30 @@ function showParts(visible) {
 
 // From the file to textures
 
-// Averages of blocks of voxels, so that no side is longer than MAX_SIDE: { data, shape }
-function shrink(voxels, shape) {
+// Blocks of voxels as one each, so that no side is longer than MAX_SIDE: { data, shape }. A block of a mask is inside
+// where any of its voxels is, so that no part of a lesion is lost.
+function shrink(voxels, shape, isMask = false) {
   const steps = shape.map((length) => Math.ceil(length / MAX_SIDE));
   if (steps.every((step) => step === 1)) return { data: voxels, shape };
-  const small = shape.map((length, axis) => Math.floor(length / steps[axis]));
+  const small = shape.map((length, axis) => Math.ceil(length / steps[axis]));
   const data = new Uint8Array(small[0] * small[1] * small[2]);
-  const count = steps[0] * steps[1] * steps[2];
   let target = 0;
   for (let slice = 0; slice < small[0]; slice++) {
     for (let row = 0; row < small[1]; row++) {
       for (let column = 0; column < small[2]; column++) {
-        let sum = 0;
-        for (let i = 0; i < steps[0]; i++) {
-          for (let j = 0; j < steps[1]; j++) {
-            const from = ((slice * steps[0] + i) * shape[1] + row * steps[1] + j) * shape[2] + column * steps[2];
-            for (let k = 0; k < steps[2]; k++) sum += voxels[from + k];
+        let [sum, count, largest] = [0, 0, 0];
+        const [first, last] = [[slice, row, column].map((place, axis) => place * steps[axis]), []];
+        first.forEach((place, axis) => last.push(Math.min(place + steps[axis], shape[axis])));
+        for (let i = first[0]; i < last[0]; i++) {
+          for (let j = first[1]; j < last[1]; j++) {
+            const from = (i * shape[1] + j) * shape[2];
+            for (let k = first[2]; k < last[2]; k++, count++) {
+              sum += voxels[from + k];
+              largest = Math.max(largest, voxels[from + k]);
+            }
           }
         }
-        data[target++] = sum / count;
+        data[target++] = isMask ? largest : sum / count;
       }
     }
   }
@@ -233,7 +238,7 @@ function build(value, bytes) {
   const flair = shrink(bytes.subarray(0, voxels), value.shape);
   program = compile();
   upload(0, flair);
-  upload(1, shrink(mask, value.shape));
+  upload(1, shrink(mask, value.shape, true));
   set("flair", 0, "uniform1i");
   set("lesion", 1, "uniform1i");
   set("size", lengths.map((length) => (2 * length) / diagonal).reverse());

@@ -26,6 +26,30 @@ HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
 """
 
 
+def test_a_volume_is_made_smaller_without_losing_any_of_its_mask(browser):
+    page = browser.new_page()
+    script = (ROOT / "space" / "volume_3d.js").read_text(encoding="utf-8")
+    page.evaluate(
+        script[script.index("function shrink") : script.index("function upload")]
+        + "; globalThis.MAX_SIDE = 4; globalThis.shrink = shrink;"
+    )
+    generator = np.random.default_rng(0)
+    voxels, mask = generator.integers(0, 256, (3, 9, 6)), generator.random((3, 9, 6)) < 0.05
+    mask[-1, -1, -1] = True
+    blocks = [np.add.reduceat, np.maximum.reduceat]
+    for values, block, is_mask in ((voxels, blocks[0], False), (255 * mask, blocks[1], True)):
+        expected, counts = values, np.ones(values.shape)
+        for axis, step in enumerate((1, 3, 2)):
+            starts = range(0, values.shape[axis], step)
+            expected, counts = block(expected, starts, axis=axis), np.add.reduceat(counts, starts, axis=axis)
+        small = page.evaluate(
+            "([voxels, shape, isMask]) => { const s = shrink(voxels, shape, isMask); return [[...s.data], s.shape] }",
+            [values.ravel().tolist(), list(values.shape), is_mask],
+        )
+        np.testing.assert_array_equal(np.reshape(*small), expected if is_mask else expected // counts)
+    page.close()
+
+
 @pytest.fixture
 def scene(browser, upload_folder):
     """Open a page with nothing but the 3-D view of a ball with `LESION` in it."""

@@ -94,6 +94,20 @@ def test_metadata_are_the_measured_scores_and_are_read_back(copied, real_results
     assert measured[key] == round(summary["lesion_slice_dice"], 3)
 
 
+def test_what_is_private_stays_out(copied, real_results, tmp_path):
+    report = json.loads(real_results.read_text())
+    for number, patient in enumerate(report["patients"]):
+        patient["patient_id"] = f"MUELLER_ANNA_{number}"
+    report["command"] = "python evaluate.py --checkpoint=/home/anna/secret/best --dataset /home/anna/clinic/lgg"
+    real_results.write_text(json.dumps(report))
+    write_card(copied, results=[real_results])
+    text = (copied / "README.md").read_text()
+    assert "MUELLER" not in text
+    assert "/home/anna" not in text
+    assert "worst 0.00; best 0.81" in " ".join(text.split())
+    assert "--checkpoint=secret/best" in text
+
+
 def test_scores_on_flair_alone_are_read_back_apart(copied, real_results, tmp_path):
     flair = tmp_path / "flair.json"
     flair.write_text(json.dumps(json.loads(real_results.read_text()) | {"channels": "flair"}))

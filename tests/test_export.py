@@ -66,6 +66,14 @@ def test_no_checkpoint(tmp_path):
         main([str(tmp_path / "nothing"), str(tmp_path / "target")])
 
 
+def test_shards_of_former_weights_do_not_stay(checkpoint, tmp_path):
+    folder = tmp_path / "exported"
+    AutoModelForSemanticSegmentation.from_pretrained(checkpoint).save_pretrained(folder, max_shard_size="2KB")
+    assert list(folder.glob("model-*.safetensors"))
+    export_checkpoint([str(checkpoint)], folder)
+    assert [path.name for path in folder.glob("model*")] == ["model.safetensors"]
+
+
 def test_several_are_averaged(checkpoint, tmp_path):
     first = load_file(checkpoint / "model.safetensors")
     sources = [str(checkpoint)]

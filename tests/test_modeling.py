@@ -257,6 +257,20 @@ def test_auto_classes_know_the_architecture(preset, tmp_path):
 
 
 @every_preset
+def test_other_labels_stay_and_there_are_two(preset, tmp_path):
+    labels = {"id2label": {0: "other", 1: "lesion"}, "label2id": {"other": 0, "lesion": 1}}
+    preset_config(preset, **labels).save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert {"id2label": loaded.id2label, "label2id": loaded.label2id} == labels
+    assert loaded.num_labels == 2
+    for wrong in ({"id2label": {0: "a", 1: "b", 2: "c"}}, {"id2label": {1: "a", 2: "b"}}):
+        with pytest.raises(StrictDataclassError, match="must name the labels 0 and 1"):
+            preset_config(preset, **wrong)
+    with pytest.raises(StrictDataclassError, match="must name the labels 0 and 1"):
+        type(loaded)(num_labels=3)
+
+
+@every_preset
 def test_configuration_file_holds_no_more_than_it_must(preset, tmp_path):
     """The labels are the model's, not the stem's, and the library's own defaults stay out."""
     preset_config(preset).save_pretrained(tmp_path)

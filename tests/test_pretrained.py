@@ -274,14 +274,22 @@ def test_a_hub_id_is_downloaded(tmp_path, monkeypatch):
     source.save_pretrained(tmp_path)
     asked = []
 
-    def download(repository: str, file: str) -> str:
+    def download(repository: str, file: str, **_) -> str:
         asked.append((repository, file))
         return str(tmp_path / file)
 
-    monkeypatch.setattr("modeling.pretrained.hf_hub_download", download)
+    monkeypatch.setattr("modeling.pretrained.cached_file", download)
     initialize_from(model, "someone/lgg-unet")
     assert asked == [("someone/lgg-unet", "model.safetensors")]
     assert_unchanged(model, load_file(tmp_path / "model.safetensors"))
+
+
+def test_shards_are_read_as_the_whole(tmp_path):
+    source, model = randomized(tiny_model("unet-4level", seed=1)), tiny_model("unet-4level")
+    source.save_pretrained(tmp_path, max_shard_size="2KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    initialize_from(model, str(tmp_path))
+    assert_unchanged(model, source.state_dict())
 
 
 def test_sources_that_cannot_be_read_are_refused(tmp_path, monkeypatch):

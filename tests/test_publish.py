@@ -1,6 +1,7 @@
 """Models on the Hub: what is pushed, that anyone can load it, and what failures leave behind."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,27 @@ def test_an_incomplete_checkpoint_is_not_published(checkpoint, monkeypatch):
     for folder in (sharded, checkpoint, checkpoint.parent / "nothing"):
         with pytest.raises((OSError, ValueError), match=folder.name):  # before the Hub is asked, which is offline here
             publish_model(folder, "alice/model")
+
+
+def test_of_two_kinds_of_weights_those_that_load_are_published(checkpoint, tmp_path):
+    tiny_model("unet-4level").save_pretrained(tmp_path / "shards", max_shard_size="2KB")
+    for shard in (tmp_path / "shards").glob("model*"):
+        shutil.copy(shard, checkpoint)
+    (tmp_path / "staged").mkdir()
+    stage_model(checkpoint, tmp_path / "staged", "alice/model")
+    assert [path.name for path in (tmp_path / "staged").glob("model*.safetensors*")] == ["model.safetensors"]
+
+
+def test_a_downloaded_card_names_the_new_repository(checkpoint, tmp_path):
+    source = checkpoint
+    for name in ("alice/first", "alice/second"):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        stage_model(source, folder, name)
+        source = folder
+    text = (tmp_path / "alice/second" / "README.md").read_text()
+    assert "alice/first" not in text
+    assert text.count('"alice/second"') == 3
 
 
 def test_pickled_weights_are_not_loaded(checkpoint):

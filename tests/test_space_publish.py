@@ -82,11 +82,22 @@ def test_what_was_published_starts_in_an_empty_folder_and_segments(hub, run_clie
 
 
 def test_weights_from_the_hub_are_named_not_bundled(hub, run_client):
-    assert run_client("-m", "space.publish", "alice/space", "--model_ids", "alice/a, bob/b,").returncode == 0
-    assert hub.repositories["spaces", "alice/space"].variables == {"MODEL_IDS": "alice/a,bob/b"}
+    create = "import sys, huggingface_hub as hub; hub.create_repo(sys.argv[1])\n"
+    create += "hub.upload_file(repo_id=sys.argv[1], path_or_fileobj=b'{}', path_in_repo='config.json')"
+    for name in ("alice/a", "alice/b"):
+        done = run_client("-c", create, name)
+        assert done.returncode == 0, done.stderr
+    publish = ("-m", "space.publish", "alice/space", "--model_ids")
+    assert run_client(*publish, "alice/a, alice/b,").returncode == 0
+    refused = {"alice/a,alice/none": "'alice/none' is no model", "a model": "is no model", " , ": "names no model"}
+    for names, why in refused.items():
+        done = run_client(*publish, names)
+        assert done.returncode == 1
+        assert why in done.stderr
+    assert hub.repositories["spaces", "alice/space"].variables == {"MODEL_IDS": "alice/a,alice/b"}
     assert not [name for name in hub.names("spaces", "alice/space") if name.startswith("checkpoints")]
     card = RepoCard(hub.read("spaces", "alice/space", "README.md").decode())
-    assert card.data.models == ["alice/a", "bob/b"]
+    assert card.data.models == ["alice/a", "alice/b"]
     assert run_client("-m", "space.publish", "alice/space").returncode == 0
     assert hub.repositories["spaces", "alice/space"].variables == {}, "the weights are bundled again"
 

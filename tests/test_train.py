@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_training import read_log
@@ -161,10 +162,17 @@ class TestResume:
         monkeypatch.setattr(train, "publish_model", lambda *_, **__: "published")
         args = argparse.Namespace(hub_model_id="alice/model", hub_private_repo=False)
         train.publish(RunFolder(folder), args)
-        assert "# U-Net" in (folder / "best" / "README.md").read_text()
-        (folder / "best" / "README.md").write_text("with scores")
+        card = folder / "best" / "README.md"
+        written = card.read_text()
+        assert "# U-Net" in written
+        card.write_text(written + "of a former push")
         train.publish(RunFolder(folder), args)
-        assert (folder / "best" / "README.md").read_text() == "with scores"
+        assert card.read_text() == written
+        result = EvalResult("image-segmentation", "lgg", "LGG", "dice", 0.5)
+        data = ModelCardData(model_name="mine", eval_results=[result])
+        ModelCard(f"---\n{data.to_yaml()}\n---\nwith scores\n").save(card)
+        train.publish(RunFolder(folder), args)
+        assert card.read_text().endswith("with scores\n")
 
     def test_an_interrupted_save_is_passed_over(self, run):
         folder = run()

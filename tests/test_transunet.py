@@ -13,7 +13,7 @@ from transformers import BitConfig, ViTConfig
 from transformers.models.bit.modeling_bit import DynamicPad2d
 from transformers.models.vit.modeling_vit import ViTLayer
 
-from modeling import TransUNetConfig, UNetConfig, preset_config
+from modeling import TransUNetConfig, TransUNetForSemanticSegmentation, UNetConfig, preset_config
 from modeling.configuration_transunet import ConvStemConfig, EfficientNetLiteConfig
 from modeling.layers import SamePaddingConv2d
 from modeling.modeling_transunet import TransUNetEmbeddings, TransUNetEncoder, resize_position_embeddings, to_grid
@@ -288,11 +288,29 @@ BIT = {"layer_type": "bottleneck", "global_padding": "same", "embedding_dynamic_
         ({"decoder_upsampling": "nearest"}, "must be 'bilinear' or 'transposed', not 'nearest'"),
         ({"loss": "mse"}, "Unknown loss 'mse'"),
         ({"hidden_size": "wide"}, "hidden_size"),
+        ({"hidden_act": "foo"}, "hidden_act must be one of .*gelu.*, but is 'foo'"),
+        ({"hidden_dropout_prob": 2.0}, "hidden_dropout_prob must be from 0 to under 1"),
+        ({"initializer_range": -1.0}, "initializer_range must not be negative"),
+        ({"projection_kernel_size": -1}, "projection_kernel_size must be odd and positive"),
+        ({"num_channels": 1}, "num_channels is the stem's"),
+        (
+            {"backbone_config": ConvStemConfig(hidden_sizes=[8]), "decoder_hidden_sizes": [], "head_hidden_size": 8},
+            "decoder_hidden_sizes must have one entry",
+        ),
     ],
 )
 def test_configurations_that_do_not_fit_are_refused(overrides, message):
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         TransUNetConfig(**overrides)
+
+
+@pytest.mark.parametrize("input_skip_size", [None, 8])
+def test_a_stem_of_one_map_leaves_the_decoder_no_skip(input_skip_size):
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "head_dim": 4, "intermediate_size": 8, "num_hidden_layers": 1}
+    stem = ConvStemConfig(hidden_sizes=[8])
+    config = TransUNetConfig(backbone_config=stem, decoder_hidden_sizes=[8], input_skip_size=input_skip_size, **sizes)
+    model = TransUNetForSemanticSegmentation(config).eval()
+    assert model(torch.randn(1, 3, 75, 93)).logits.shape == (1, 1, 75, 93)
 
 
 @pytest.mark.parametrize(

@@ -68,10 +68,10 @@ class RunFolder:
         """Make the folder and keep other processes from training in it; ends this one where another does."""
         with self._writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            sys.exit(f"train.py: error: another process trains in {self.path}. Choose another --output_dir.")
+            try:
+                self._lock.acquire()
+            except Timeout:
+                sys.exit(f"train.py: error: another process trains in {self.path}. Choose another --output_dir.")
 
     def unlock(self) -> None:
         self._lock.release()
@@ -101,6 +101,8 @@ class RunFolder:
     def changed_arguments(self, args: argparse.Namespace) -> dict[str, tuple]:
         """Arguments that shape the result and differ from the recorded ones: name -> (before, now)."""
         before, now = self.arguments, json.loads(json.dumps(vars(args), default=str))
+        if all(isinstance(of.get("init_from"), str) for of in (before, now)):
+            before, now = (of | {"init_from": os.path.realpath(of["init_from"])} for of in (before, now))
         names = [name for name in now if name in before and name not in HARMLESS and before[name] != now[name]]
         return {name: (before[name], now[name]) for name in names}
 
@@ -172,11 +174,11 @@ class RunFolder:
         random_states = newest / f"random_states_{accelerator.process_index}.pkl"
         try:
             if random_states.exists() and not zipfile.is_zipfile(random_states):  # accelerate would pass over it
-                raise ValueError(f"{random_states.name} is cut off.")
+                raise ValueError(f"{random_states.name} is cut off")
             accelerator.load_state(str(newest))
         except Exception as error:  # the libraries raise whatever the damage leads to
             sys.exit(
-                f"--resume: {newest} cannot be loaded: {first_line(error)} It belongs to another architecture or "
+                f"--resume: {newest} cannot be loaded: {first_line(error)}. It belongs to another architecture or "
                 f"optimiser, or is damaged; without it, --resume goes on from the state before it."
             )
         if not random_states.exists():
