@@ -1,12 +1,15 @@
-"""Uploading a folder to the Hub so that it can be repeated, with errors that say what to do."""
+"""The Hub: names, files of weights, and uploads that can be repeated, with errors that say what to do."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
+from transformers.utils import cached_file
 
+WEIGHTS = "model.safetensors"
 NEUTRAL_FILES = {".gitattributes", "README.md", "LICENSE"}  # such as the Hub makes with a new repository
 
 
@@ -123,3 +126,15 @@ def explain(error: Exception) -> str:
     if status >= 500:
         return f"the Hub had a fault ({status}). The same command goes on where it stopped; nothing was lost."
     return str(error)
+
+
+def weight_files(name_or_path: str) -> list[Path]:
+    """model.safetensors of a folder or a Hub repository, or its shards in order of their names.
+
+    Raises:
+        OSError: there is neither.
+    """
+    if whole := cached_file(name_or_path, WEIGHTS, _raise_exceptions_for_missing_entries=False):
+        return [Path(whole)]
+    index = json.loads(Path(cached_file(name_or_path, f"{WEIGHTS}.index.json")).read_text(encoding="utf-8"))
+    return [Path(cached_file(name_or_path, name)) for name in sorted(set(index["weight_map"].values()))]

@@ -76,9 +76,7 @@ class TransUNetAttention(ViTAttention):
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         context, weights = attention(self, query, key, value, None, dropout=dropout, scaling=self.scaling)
-        return self.o_proj(
-            context.reshape(batch, length, -1)
-        ), weights if output_attentions else None
+        return self.o_proj(context.reshape(batch, length, -1)), weights if output_attentions else None
 
 
 class TransUNetLayer(GradientCheckpointingLayer):

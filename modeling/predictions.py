@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from .hub import weight_files
 from .inference import predict_volume
-from .pretrained import weight_files
 
 logger = logging.getLogger(__name__)
 

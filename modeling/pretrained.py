@@ -1,6 +1,5 @@
 """Starting weights from elsewhere: ImageNet networks for TransUNet's stem and encoder, or any checkpoint of ours."""
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,13 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import BitConfig, PreTrainedModel
-from transformers.utils import cached_file
 
 from .configuration_transunet import EfficientNetLiteConfig
+from .hub import WEIGHTS, weight_files
 from .modeling_transunet import resize_position_embeddings
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
-WEIGHTS = "model.safetensors"
 
 SOURCES = (
     f"Accepted are {EFFICIENTNET_LITE0!r}, a timm R50-ViT-B/16 such as timm/vit_base_r50_s16_224.augreg_in21k, or a "
@@ -110,18 +108,6 @@ def read_weights(source: str) -> dict[str, torch.Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{str(file)!r} is damaged or no safetensors file: {error}. {SOURCES}") from error
     return state_dict
-
-
-def weight_files(name_or_path: str) -> list[Path]:
-    """model.safetensors of a folder or a Hub repository, or its shards in order of their names.
-
-    Raises:
-        OSError: there is neither.
-    """
-    if whole := cached_file(name_or_path, WEIGHTS, _raise_exceptions_for_missing_entries=False):
-        return [Path(whole)]
-    index = json.loads(Path(cached_file(name_or_path, f"{WEIGHTS}.index.json")).read_text(encoding="utf-8"))
-    return [Path(cached_file(name_or_path, name)) for name in sorted(set(index["weight_map"].values()))]
 
 
 def place(

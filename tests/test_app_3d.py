@@ -29,9 +29,8 @@ HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
 def test_a_volume_is_made_smaller_without_losing_any_of_its_mask(browser):
     page = browser.new_page()
     script = (ROOT / "space" / "volume_3d.js").read_text(encoding="utf-8")
-    page.evaluate(
-        script[script.index("function shrink") : script.index("function upload")]
-        + "; globalThis.MAX_SIDE = 4; globalThis.shrink = shrink;"
+    page.add_script_tag(
+        content="const MAX_SIDE = 4;" + script[script.index("function shrink") : script.index("function upload")]
     )
     generator = np.random.default_rng(0)
     voxels, mask = generator.integers(0, 256, (3, 9, 6)), generator.random((3, 9, 6)) < 0.05

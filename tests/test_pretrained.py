@@ -278,7 +278,7 @@ def test_a_hub_id_is_downloaded(tmp_path, monkeypatch):
         asked.append((repository, file))
         return str(tmp_path / file)
 
-    monkeypatch.setattr("modeling.pretrained.cached_file", download)
+    monkeypatch.setattr("modeling.hub.cached_file", download)
     initialize_from(model, "someone/lgg-unet")
     assert asked == [("someone/lgg-unet", "model.safetensors")]
     assert_unchanged(model, load_file(tmp_path / "model.safetensors"))
