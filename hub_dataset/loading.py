@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -32,6 +32,7 @@ from modeling.image_processing_brain_mri import (
 )
 
 from .augmentation import FLAIR_ALONE, SliceAugmentation, change_intensities, copy_flair, resample, sample_augmentation
+from .patients import group_by_patient
 
 REQUIRED_COLUMNS = ("image", "mask", "patient_id", "slice_index", "has_lesion")
 
@@ -129,20 +130,17 @@ def check_slices(split: Dataset, as_volumes: bool) -> None:
     split = split.select_columns(["image", "mask", "patient_id", "slice_index"])
     for column in ("image", "mask"):
         split = split.cast_column(column, datasets.Image(decode=False))
-    seen: set[tuple] = set()
+    if as_volumes:
+        group_by_patient(split)  # raises where one comes twice
     sizes: dict[str, tuple[int, int]] = {}
     for row in tqdm(split, desc="Checking slices", leave=False):
-        key = row["patient_id"], row["slice_index"]
-        where = f"slice {key[1]} of patient {key[0]}"
-        if as_volumes and key in seen:
-            raise ValueError(f"There are two rows for {where}. Build the dataset again.")
-        seen.add(key)
+        where = f"slice {row['slice_index']} of patient {row['patient_id']}"
         (mode, size), (_, mask_size) = header_of(row["image"]), header_of(row["mask"])
         if mode not in ("L", "RGB", "I", "F") and not mode.startswith("I;16"):
             raise ValueError(f"The image of {where} has the colour mode {mode}; slices are grey or RGB.")
         if min(size) < MINIMUM_SIZE:
             raise ValueError(f"The image of {where} has {size[0]}x{size[1]} pixels, under {MINIMUM_SIZE} a side.")
-        first = sizes.setdefault(key[0], size) if as_volumes else size
+        first = sizes.setdefault(row["patient_id"], size) if as_volumes else size
         if not size == mask_size == first:
             raise ValueError(
                 f"The image of {where} has {size[0]}x{size[1]} pixels, its mask {mask_size[0]}x{mask_size[1]}, and the "
@@ -162,23 +160,28 @@ def code_version() -> str:
     return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()
 
 
-def relative_head_sizes(split: Dataset) -> np.ndarray:
-    """Height and width of the head in every slice as a share of the slice's longer side: (N, 2) float.
+def measure_images(split: Dataset, measure: Callable[[np.ndarray], dict], desc: str) -> Dataset:
+    """`measure` of every image, (H, W, 3): one pass, whose result `datasets` keeps in its cache."""
 
-    Takes one pass over the images, whose result `datasets` keeps in its cache.
-    """
+    def measure_one(image, code):
+        return measure(pixels_of(image))
 
-    def measure(image, code):
-        height, width = relative_head_size(pixels_of(image))
-        return {"head_height": height, "head_width": width}
-
-    sizes = split.map(
-        measure,
+    return split.map(
+        measure_one,
         input_columns=["image"],
         fn_kwargs={"code": code_version()},
         remove_columns=split.column_names,
-        desc="Finding the head",
+        desc=desc,
     )
+
+
+def relative_head_sizes(split: Dataset) -> np.ndarray:
+    """Height and width of the head in every slice as a share of the slice's longer side: (N, 2) float."""
+
+    def measure(image: np.ndarray) -> dict[str, float]:
+        return dict(zip(("head_height", "head_width"), relative_head_size(image), strict=True))
+
+    sizes = measure_images(split, measure, "Finding the head")
     return np.stack([sizes["head_height"], sizes["head_width"]], axis=1)
 
 
@@ -210,21 +213,12 @@ def intensities_by_patient(patient_ids: Sequence[str], slices: Sequence[SliceInt
 
 
 def measure_split(split: Dataset) -> np.ndarray:
-    """`intensities_by_patient` of a split: (N, 3, 2) float32.
+    """`intensities_by_patient` of a split: (N, 3, 2) float32."""
 
-    Takes one pass over the images, whose result `datasets` keeps in its cache.
-    """
+    def measure(image: np.ndarray) -> dict:
+        return measure_slice(image)._asdict()
 
-    def measure(image, code):
-        return measure_slice(pixels_of(image))._asdict()
-
-    measured = split.map(
-        measure,
-        input_columns=["image"],
-        fn_kwargs={"code": code_version()},
-        remove_columns=split.column_names,
-        desc="Measuring intensities",
-    )
+    measured = measure_images(split, measure, "Measuring intensities")
     slices = [SliceIntensities(**row) for row in measured.with_format("numpy")]
     return intensities_by_patient(split["patient_id"], slices)
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from evaluate import without_nan, write_atomically
+from hub_dataset.streaming import first_line
 from modeling import BrainMRIImageProcessor
 
 # Arguments that must stay as they are on resume: the model, which weights were loaded, and what the schedule and the
@@ -101,10 +102,12 @@ class RunFolder:
     def changed_arguments(self, args: argparse.Namespace) -> dict[str, tuple]:
         """Arguments that shape the result and differ from the recorded ones: name -> (before, now)."""
         before, now = self.arguments, json.loads(json.dumps(vars(args), default=str))
-        if all(isinstance(of.get("init_from"), str) for of in (before, now)):
-            before, now = (of | {"init_from": os.path.realpath(of["init_from"])} for of in (before, now))
         names = [name for name in now if name in before and name not in HARMLESS and before[name] != now[name]]
-        return {name: (before[name], now[name]) for name in names}
+        changed = {name: (before[name], now[name]) for name in names}
+        start = changed.get("init_from", ())
+        if None not in start and len(set(map(os.path.realpath, start))) == 1:  # another path to the same weights
+            del changed["init_from"]
+        return changed
 
     def open(self, args: argparse.Namespace, after_epochs: int) -> None:
         """Make the folder, remove what a killed process left, and record the arguments with what changed in them."""
@@ -224,10 +227,6 @@ class RunFolder:
             sys.exit(
                 f"train.py: error: {target} cannot be written: {reason}. Make room; --resume goes on from {saved}."
             )
-
-
-def first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def replace_folder(new: Path, final: Path) -> None:
