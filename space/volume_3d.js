@@ -121,14 +121,26 @@ function renew() {
 }
 
 function close() {
-  scene = null;
   content.hidden = true;
   opener.setAttribute("aria-expanded", "false");
   opener.textContent = "Show in 3-D";
+  release();
+}
+
+function release() {
+  scene = null;
   if (gl) gl.getExtension("WEBGL_lose_context")?.loseContext(); // gives the memory back
   gl = null;
   const last = find(".picture");
   last.replaceWith(last.cloneNode(false)); // a lost context stays with its canvas
+}
+
+// The browser takes the graphics card's memory away, as a device that sleeps or runs short of it does.
+function lose() {
+  if (root.contains(document.activeElement)) opener.focus({ preventScroll: true }); // else it is lost
+  release();
+  showParts(false);
+  say("The browser has taken the 3-D view's memory away. Close the view, and show it again.");
 }
 
 async function open() {
@@ -432,6 +444,8 @@ stage.addEventListener("keydown", (event) => {
   event.preventDefault();
   keys[event.key]();
 });
+
+stage.addEventListener("webglcontextlost", lose, { capture: true }); // it does not bubble
 
 new ResizeObserver(() => redraw(STILL)).observe(stage);
 watch("value", renew);

@@ -144,6 +144,20 @@ def test_the_lesion_is_seen_where_it_lies_and_the_head_turned_and_cut(scene):
     assert (drawn(page, "#volume-3d")[..., 2] > 20).any(), "drawn anew"
 
 
+def test_a_lost_graphics_card_is_told_of_and_the_3d_view_can_be_shown_again(scene):
+    page = scene()
+    canvas = page.locator("#volume-3d canvas")
+    page.get_by_role("img", name="turned by 25°").wait_for()
+    canvas.focus()
+    canvas.evaluate("(canvas) => canvas.getContext('webgl2').getExtension('WEBGL_lose_context').loseContext()")
+    page.get_by_text("The browser has taken the 3-D view's memory away").wait_for()
+    assert page.locator("#volume-3d .tools").is_hidden()
+    page.locator("#volume-3d .opener:focus").click()
+    page.get_by_role("button", name="Show in 3-D").click()
+    page.get_by_role("img", name="turned by 25°").wait_for()
+    assert (drawn(page, "#volume-3d")[..., 2] > 20).any(), "drawn anew"
+
+
 def test_without_webgl_the_3d_view_says_so(scene):
     page = scene(WITHOUT_WEBGL)
     page.get_by_text("needs WebGL 2, which this browser does not have").wait_for()
