@@ -145,15 +145,21 @@ def is_readable(file: InputFile, chosen: bool) -> bool:
             f"{file.name!r} is the header of a NIfTI pair (.hdr and .img). Convert the pair to one .nii file."
         )
     if chosen or PurePosixPath(file.name).suffix.lower() in SUFFIXES:
-        what = {"": "of no kind that is known here, whatever its name says", "gzip": "gzip, but no NIfTI file"}
+        what = {
+            "": "of no kind that is known here, whatever its name says",
+            "gzip": "gzip, but no NIfTI file",
+            "empty": "empty: it has no bytes",
+        }
         raise VolumeFileError(f"{file.name!r} is {what.get(file.kind, f'a file of kind {file.kind}')}. {ACCEPTED}")
     return False
 
 
 def kind_of(opener: Callable[..., io.BufferedIOBase]) -> str:
-    """A file's kind by its first bytes, looking into gzip; "" where they tell nothing."""
+    """A file's kind by its first bytes, looking into gzip; "empty" without any, "" where they tell nothing."""
     with opener("rb") as file:
         header = file.read(HEADER_BYTES)
+        if not header:
+            return "empty"
         if header.startswith(b"\x1f\x8b"):
             try:
                 header = zlib.decompressobj(wbits=31).decompress(header + file.read(4096), HEADER_BYTES)

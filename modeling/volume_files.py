@@ -135,9 +135,10 @@ def read_mask(paths: str | Path | Iterable[str | Path], volume: MRVolume) -> np.
         )
     if not scan.geometry.same_space(volume.geometry):
         expected, came = ("×".join(map(str, shape)) for shape in (volume.slices.shape[:3], voxels.shape))
-        why = f"{came} voxels instead of {expected}" if came != expected else "another position or orientation"
+        sizes = f"{came} voxels instead of {expected} (slices×rows×columns)"
+        why = sizes if came != expected else "another position or orientation"
         raise VolumeFileError(
-            f"The mask {scan.name!r} does not lie on the volume's voxels: it has {why} (slices×rows×columns). "
+            f"The mask {scan.name!r} does not lie on the volume's voxels: it has {why}. "
             f"Export it in the space of the FLAIR image."
         )
     return voxels > 0

@@ -264,8 +264,8 @@ def test_a_mask_on_other_voxels_or_an_image_is_no_mask(tmp_path):
     moved = AFFINE + np.array([[0, 0, 0, 3]] + [[0] * 4] * 3)
     for path, why in (
         (tmp_path / "flair.nii", "an image rather than a mask"),
-        (save_nifti(tmp_path / "short.nii", mask[:-1]), "11×64×48 voxels instead of 12×64×48"),
-        (save_nifti(tmp_path / "moved.nii", mask, affine=moved), "another position or orientation"),
+        (save_nifti(tmp_path / "short.nii", mask[:-1]), r"11×64×48 voxels instead of 12×64×48 \(slices×rows×columns\)\."),
+        (save_nifti(tmp_path / "moved.nii", mask, affine=moved), r"another position or orientation\."),
     ):
         with pytest.raises(VolumeFileError, match=why):
             read_mask([path], volume)
@@ -322,7 +322,7 @@ def transparent() -> bytes:
 
 UNREADABLE = {
     "text": ("notes.nii", b"Patient report\n" * 40, "of no kind that is known here"),
-    "empty file": ("flair.nii.gz", b"", "of no kind"),
+    "empty file": ("flair.nii.gz", b"", "is empty: it has no bytes"),
     "gzip of text": ("flair.nii.gz", gzip.compress(b"report" * 500), "gzip, but no NIfTI"),
     "damaged gzip": ("flair.nii.gz", b"\x1f\x8b\x08" + b"\xff" * 60, "gzip, but no NIfTI"),
     "nrrd": ("flair.nrrd", b"NRRD0004\n", "kind nrrd"),
