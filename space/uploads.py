@@ -19,6 +19,7 @@ ACCEPTED = (
     f"Accepted is one slice as PNG, JPEG or TIFF, 8 or 16 bit, from 32×32 to {MAX_SIDE}×{MAX_SIDE} pixels: RGB in the "
     "order pre-contrast T1, FLAIR, post-contrast T1, or one grey FLAIR image."
 )
+VOLUMES = "Volumes (NIfTI, DICOM, ZIP) go into the Volume tab, or to /segment_volume."
 ELSEWHERE = "The path does not lead to an uploaded file. Upload the slice or volume, then run the model on it."
 GONE = "The uploaded file is no longer on the server, which deletes uploads within the hour. Upload it again."
 SIGNATURES = (  # what a file is that Pillow does not open, with the offset and the bytes that show it
@@ -190,7 +191,7 @@ def decode(path: Path) -> np.ndarray:
     except (InputError, FileNotFoundError):
         raise
     except UnidentifiedImageError:
-        raise InputError(f"The file is {describe(path)}. {ACCEPTED}") from None
+        raise InputError(f"The file is {describe(path)}. {ACCEPTED} {VOLUMES}") from None
     except Image.DecompressionBombError:  # Pillow's own limit, far above ours
         raise InputError(f"The image has more than {MAX_PIXELS:,} pixels, which is too large. {ACCEPTED}") from None
     except (OSError, EOFError, SyntaxError, TypeError, ValueError) as error:  # all of these come from Pillow's decoders

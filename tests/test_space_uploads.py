@@ -94,7 +94,7 @@ UNUSABLE = {
     "text": ("renamed.png", b"Patient report\n" * 40, "not an image"),
     "empty": ("empty.png", b"", "is empty"),
     "dicom": ("slice.png", b"\0" * 128 + b"DICM" + b"\0" * 200, "DICOM"),
-    "nifti": ("brain.nii.tif", b"\0" * 344 + b"n+1\0" + b"\0" * 100, "NIfTI"),
+    "nifti": ("brain.nii.tif", b"\0" * 344 + b"n+1\0" + b"\0" * 100, "NIfTI.*Volume tab"),
     "gzip": ("brain.nii.gz", b"\x1f\x8b\x08" + b"\0" * 100, "gzip"),
     "gif": ("slice.gif", b"GIF89a\x20\0\x20\0\0\0\0;", "a GIF image"),
     "png header": ("header.png", png_bytes(make_slice())[:20], "damaged PNG|damaged or incomplete"),
