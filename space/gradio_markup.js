@@ -1,12 +1,17 @@
 // Mends parts of Gradio's markup that assistive technology cannot make sense of, and downloads that fail in silence.
 
 const GONE = "The file is no longer on the server, which deletes results within the hour. Run the model again.";
+const RESULTS = "#measurements, #volume-measurements, #compare-facts, #about-layer";
 
 let visitorsLanguage = "en";
 
 function giveRoles() {
   // The place of a picture that is not there yet is named, and a name needs a role.
   for (const place of document.querySelectorAll("div.empty[aria-label]:not([role])")) place.setAttribute("role", "img");
+  // Results, and what is wrong with the input, appear far from where the focus is.
+  for (const facts of document.querySelectorAll(RESULTS)) {
+    if (!facts.hasAttribute("role")) facts.setAttribute("role", "status");
+  }
   // The button that adds files holds another one, which does the work.
   for (const inner of document.querySelectorAll("button:not([role]) button.upload-container")) {
     const outer = inner.parentElement.closest("button");

@@ -89,7 +89,8 @@ def open_tab(page, name: str) -> None:
 
 
 def wait_for_warning(page, place: str) -> None:
-    page.locator(place).get_by_text("the contrast looks inverted").wait_for()
+    # In a live region, as it appears far from where the focus is
+    page.locator(f"{place}[role=status]").get_by_text("the contrast looks inverted").wait_for()
 
 
 def wait_for_download(page, button: str) -> None:
@@ -175,6 +176,7 @@ def test_axe_on_comparisons(page, check, files):
     page.locator("#compare-mask").get_by_text("expert").first.wait_for()
     page.click("#compare-run")
     wait_for_download(page, "#compare-zip")
+    page.locator("#compare-facts[role=status]").get_by_text("Dice").wait_for()
     check("Compare, with a mask")
 
 
