@@ -101,7 +101,9 @@ root.addEventListener("input", (event) => {
 });
 
 root.addEventListener("threshold", (event) => {
-  threshold = event.detail;
+  const value = event.detail;
+  if (!(value > 0 && value < 1)) return; // half typed: the slider takes it into its range when it is left
+  threshold = value;
   refresh();
 });
 

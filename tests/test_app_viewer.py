@@ -70,6 +70,11 @@ def test_a_slice_is_windowed_zoomed_and_thresholded_in_the_browser(open_page, sl
     assert f"{area:,} pixels, {100 * area / 6300:.2f} % of the slice · threshold 0.45" in status.inner_text()
     assert "Measurements and files are still those of 0.50" in note.inner_text()
     assert (drawn(page, "#view") != first).any()
+    page.locator("#threshold input[type=number]").fill("0.4")
+    says(page, f"FLAIR slice, lesion {(probabilities >= 0.4).sum():,} pixels")
+    page.locator("#threshold input[type=number]").fill("5")
+    page.wait_for_timeout(300)  # what is half typed changes nothing, and nothing tells that it did not
+    assert "threshold 0.40" in status.inner_text()
     page.locator("#threshold input[type=range]").fill("0.5")
     note.wait_for(state="hidden")
     np.testing.assert_array_equal(drawn(page, "#view"), first)
