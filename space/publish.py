@@ -26,7 +26,6 @@ MARK = "space/handlers.py"
 DATA = ("LICENSE", "space/*.css", "space/*.js", "examples/*.png")
 WEIGHTS = ("config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json", "README.md")
 NOT_NEEDED = {"accelerate", "datasets", "filelock", "kagglehub", "pyarrow", "tqdm"}  # for training and evaluation alone
-CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"  # a tenth of the default's size
 
 ABOUT = """# Lower-grade glioma on brain MR
 
@@ -127,9 +126,9 @@ def bundled_weights() -> list[Path]:
 
 
 def space_requirements(requirements: str) -> str:
-    """The repository's requirements without those of training, with PyTorch's wheels for CPUs."""
+    """The repository's requirements without those of training."""
     lines = [line for line in requirements.splitlines() if re.split(r"[<>=!~\[; ]", line)[0] not in NOT_NEEDED]
-    return "\n".join([CPU_WHEELS, *lines]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:

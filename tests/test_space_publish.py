@@ -16,7 +16,7 @@ from gradio_client import Client, handle_file
 from huggingface_hub import RepoCard
 from PIL import Image
 
-from space.publish import CPU_WHEELS, NOT_NEEDED, main, needed_modules, space_requirements, stage_space
+from space.publish import NOT_NEEDED, main, needed_modules, space_requirements, stage_space
 
 IMPORT_NAMES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}  # where the package is called otherwise
 DOWNLOAD = """
@@ -137,7 +137,7 @@ def test_requirements_name_every_library_the_space_imports(tmp_path):
 
 def test_requirements_for_training_are_left_out():
     text = space_requirements("torch>=2.9,<2.14\ndatasets>=5.2\nkagglehub\ndatasets-extra>=1\n")
-    assert text.splitlines() == [CPU_WHEELS, "torch>=2.9,<2.14", "datasets-extra>=1"]
+    assert text.splitlines() == ["torch>=2.9,<2.14", "datasets-extra>=1"]
     assert {"datasets", "kagglehub"} <= NOT_NEEDED
 
 
