@@ -320,10 +320,8 @@ def publish(run: RunFolder, args: argparse.Namespace) -> None:
             write_card(best, runs=[run.path])
         print(publish_model(best, args.hub_model_id, private=args.hub_private_repo))
     except (OSError, ValueError, HubError) as error:
-        sys.exit(
-            f"train.py: error: {error}\nThe run is complete; `python -m modeling.publish {best} {args.hub_model_id}` "
-            f"tries again."
-        )
+        again = f"python -m modeling.publish {best} {args.hub_model_id}{' --private' * args.hub_private_repo}"
+        sys.exit(f"train.py: error: {error}\nThe run is complete; `{again}` tries again.")
 
 
 def validation_scores(result: EvaluationResult) -> dict:

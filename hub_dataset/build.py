@@ -205,7 +205,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--source", type=Path, help="kaggle_3m folder or unpacked archive (default: download it)")
     parser.add_argument("--output", type=Path, required=True, help="folder of the dataset; an earlier build is updated")
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="upload the result to this dataset repository")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--private", action="store_true", help="make a new repository private; refuse a public one")
     parser.add_argument("--num-workers", type=int, help="threads that check and encode (default: one per processor)")
     args = parser.parse_args(argv)
     if args.num_workers is not None and args.num_workers < 1:

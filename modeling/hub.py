@@ -61,7 +61,7 @@ def upload_folder(
         repo_type: `model`, `dataset` or `space` (of Gradio).
         mark: a file that every such upload holds. A repository with other files but without this one is somebody's
             work under the same name, and is refused.
-        private: whether a new repository is private; an existing one stays as it is.
+        private: whether a new repository is private; one that is there and public is refused.
         allow_patterns: what to upload; None uploads all.
         delete_patterns: files of the repository that go unless they are uploaded.
         variables: of a Space, name -> value, set before the upload starts it; None removes one.
@@ -79,6 +79,8 @@ def upload_folder(
             exist_ok=True,
             space_sdk="gradio" if repo_type == "space" else None,
         )
+        if private and not api.repo_info(repo.repo_id, repo_type=repo_type).private:
+            raise HubError(f"{repo_id} is public. Make it private in its settings first, or choose another name.")
         present = set(api.list_repo_files(repo.repo_id, repo_type=repo_type)) - NEUTRAL_FILES
         if present and mark not in present:
             raise HubError(

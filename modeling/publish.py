@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="folder of a saved model")
     parser.add_argument("repo_id", metavar="USER/NAME", help="the model's repository, created where there is none")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--private", action="store_true", help="make a new repository private; refuse a public one")
     args = parser.parse_args(argv)
     try:
         print(publish_model(args.checkpoint, args.repo_id, private=args.private))

@@ -41,7 +41,7 @@ def publish_space(repo_id: str, *, model_ids: str | None = None, private: bool =
 
     Args:
         model_ids: Hub ids, separated by commas, of the models to load; None bundles the weights in checkpoints/.
-        private: whether a new Space is private.
+        private: whether a new Space is private; one that is there and public is refused.
 
     Raises:
         FileNotFoundError: there are no weights to bundle.
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repo_id", metavar="USER/NAME", help="the Space, created where there is none")
     parser.add_argument("--model_ids", metavar="USER/NAME,...", help="load these models from the Hub; bundle none")
-    parser.add_argument("--private", action="store_true", help="make a new Space private")
+    parser.add_argument("--private", action="store_true", help="make a new Space private; refuse a public one")
     args = parser.parse_args(argv)
     try:
         print(publish_space(args.repo_id, model_ids=args.model_ids, private=args.private))

@@ -160,6 +160,16 @@ def test_the_card_names_the_repository_and_a_private_one_stays_private(checkpoin
     assert "RepositoryNotFound" in stranger.stderr
 
 
+def test_what_is_to_be_private_does_not_go_into_a_public_repository(checkpoint, tmp_path, hub, publish):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "README.md").write_text("To come")
+    hub.put("models", "alice/model", tmp_path / "old")
+    done = publish(checkpoint, "alice/model", "--private")
+    assert done.returncode == 1
+    assert "alice/model is public. Make it private in its settings first" in done.stderr
+    assert hub.names("models", "alice/model") == ["README.md"]
+
+
 def test_a_fault_midway_leaves_nothing_half_and_the_command_goes_on(checkpoint, hub, publish):
     hub.fail_next("PUT /blobs/", 503)  # the client itself tries that again
     hub.fail_next("POST .*/commit/", 503, times=20)

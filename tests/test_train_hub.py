@@ -24,7 +24,7 @@ def test_trains_from_the_hub_publishes_there_and_goes_on_without_a_network(
     done = run_client(*train, "--output_dir", tmp_path / "run", *publish)
     assert done.returncode == 1
     assert "this token may not write there" in done.stderr
-    command = f"python -m modeling.publish {tmp_path / 'run' / 'best'} alice/model"
+    command = f"python -m modeling.publish {tmp_path / 'run' / 'best'} alice/model --private"
     assert f"The run is complete; `{command}` tries again." in done.stderr
     done = run_client(*command.split()[1:])
     assert done.returncode == 0, done.stderr

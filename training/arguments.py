@@ -204,4 +204,6 @@ def add_validation(group: argparse._ArgumentGroup) -> None:
 def add_hub(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--push_to_hub", action="store_true", help="publish the best model at the end")
     group.add_argument("--hub_model_id", metavar="USER/NAME", help="where")
-    group.add_argument("--hub_private_repo", action="store_true", help="make a new repository private")
+    group.add_argument(
+        "--hub_private_repo", action="store_true", help="make a new repository private; refuse a public one"
+    )
