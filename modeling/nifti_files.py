@@ -139,6 +139,7 @@ def write_nifti(path: Path, array: np.ndarray, geometry: Geometry) -> None:
 
 def keep_space(image, header) -> None:
     """Copy what a NIfTI header says of space, and nothing that may name a person."""
+    image.header.set_zooms(header.get_zooms()[:3])  # in the header's own unit, which the affine's need not be
     s_affine, s_code = header.get_sform(coded=True)
     q_affine, q_code = header.get_qform(coded=True)  # one that is not in use may not even be valid
     if s_code or q_code:

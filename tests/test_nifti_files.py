@@ -70,18 +70,24 @@ def test_a_trailing_dimension_of_one_is_dropped(tmp_path):
     np.testing.assert_array_equal(read_volume([tmp_path / "flair.nii"]).slices, head().slices[..., FLAIR])
 
 
-def test_units_other_than_millimetres_are_converted(tmp_path):
+@pytest.mark.parametrize(("s_code", "q_code"), [(2, 0), (0, 1), (1, 1), (0, 0)])
+def test_units_other_than_millimetres_are_converted(tmp_path, s_code, q_code):
     affine = AFFINE.copy()
     affine[:3] /= 1000
     image = as_nifti(head().slices[..., FLAIR], affine=affine)
     image.header.set_xyzt_units("meter")
+    image.set_qform(affine if q_code else None, q_code)
+    image.set_sform(affine if s_code else None, s_code)
+    affine = image.affine.copy()  # without a code, that of the voxels' size
     image.to_filename(tmp_path / "flair.nii")
     volume = read_volume([tmp_path / "flair.nii"])
     assert volume.spacing == pytest.approx(SPACING)
     write_nifti(tmp_path / "mask.nii", head().mask, volume.geometry)
     written = nib.load(tmp_path / "mask.nii")
-    np.testing.assert_allclose(written.affine, affine, rtol=1e-5)
+    np.testing.assert_allclose(written.affine, affine, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(written.header.get_zooms(), image.header.get_zooms(), rtol=1e-5)
     assert written.header.get_xyzt_units()[0] == "meter"
+    np.testing.assert_array_equal(read_mask([tmp_path / "mask.nii"], volume), head().mask)
 
 
 def test_a_quaternion_that_is_not_in_use_may_be_invalid(tmp_path):
