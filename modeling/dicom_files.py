@@ -151,7 +151,12 @@ def read_scan(name: str, instances: Sequence[Instance]) -> Scan:
     if (modality := str(instances[0].header.get("Modality") or "")) not in ("MR", ""):
         warnings.append(f"{name!r} is of the modality {modality}; the models know MR FLAIR alone.")
     if any(instance.position is None or instance.orientation is None for instance in instances):
-        instances = sorted(instances, key=lambda instance: (instance.number, instance.file.name))
+        instances = sorted(instances, key=lambda instance: instance.number)
+        if len({instance.number for instance in instances}) < len(instances):
+            raise VolumeFileError(
+                f"{name!r} does not say where its slices lie, and their numbers (InstanceNumber) are missing or come "
+                f"twice, so that their order is unknown. Give one volume, exported with these headers."
+            )
         warnings.append(
             f"{name!r} does not say where its slices lie; they are sorted by their numbers. Check that they are axial."
         )

@@ -255,6 +255,10 @@ def test_unusable_dicom_is_refused_in_a_sentence(tmp_path):
         else:
             with pytest.raises(VolumeFileError, match=why):
                 read_volume(files)
+    for number in (None, 1):  # none, and that of an echo, time point or copy
+        files = save_dicom(tmp_path, FLAIR, description=f"{number}", ImagePositionPatient=None, InstanceNumber=number)
+        with pytest.raises(VolumeFileError, match="their order is unknown"):
+            read_volume(files)
     with pytest.raises(VolumeFileError, match="no images but other objects"):
         read_volume(save_dicom(tmp_path, FLAIR, description="report", Modality="SEG"))
     files = save_dicom(tmp_path, FLAIR, description="one") + save_dicom(tmp_path, FLAIR, description="two")
