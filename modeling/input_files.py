@@ -218,11 +218,12 @@ def archive_files(archive: zipfile.ZipFile, archive_name: str) -> Iterator[Input
             f"{MAX_FILES:,} files and {MAX_BYTES / 1e6:,.0f} MB are read. Leave out what is not needed."
         )
     for member in members:
-        parts = PurePosixPath(member.filename.replace("\\", "/")).parts
-        if ".." in parts or member.filename.startswith(("/", "\\")) or ":" in parts[0]:
+        name = member.filename.replace("\\", "/")  # as some programs write folders on Windows
+        parts = PurePosixPath(name).parts
+        if not parts or ".." in parts or parts[0] == "/" or ":" in parts[0]:
             raise VolumeFileError(
-                f"The archive {archive_name!r} names a file outside itself ({member.filename[:80]!r}), which is not "
-                f"read. Make the archive again, from the folder itself."
+                f"The archive {archive_name!r} names a file outside itself ({name[:80]!r}), which is not read. Make "
+                f"the archive again, from the folder itself."
             )
         if is_litter(parts):
             continue
@@ -236,7 +237,7 @@ def archive_files(archive: zipfile.ZipFile, archive_name: str) -> Iterator[Input
 
         with readable(archive_name):
             kind = kind_of(lambda mode, member=member: archive.open(member))
-        yield InputFile(member.filename, kind, read)
+        yield InputFile(name, kind, read)
 
 
 @contextmanager

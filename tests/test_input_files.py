@@ -17,7 +17,7 @@ FLAIR = 1
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc/cron.d/x.png", "/etc/x.png", "a/../../x.png", "..\\..\\x.png", "C:\\x.png"]
+    "name", ["../../etc/cron.d/x.png", "/etc/x.png", "a/../../x.png", "..\\..\\x.png", "C:\\x.png", "\\x.png", "."]
 )
 def test_an_archive_that_names_files_outside_itself_is_refused(tmp_path, name):
     with pytest.raises(VolumeFileError, match="names a file outside itself"):
