@@ -21,6 +21,7 @@ ACCEPTED = (
     "Accepted is one slice of at least 32x32 pixels, as RGB (pre-contrast T1, FLAIR, post-contrast T1) or as one grey "
     "FLAIR channel: a PIL image, a file path, or an array (H, W), (H, W, 1), (H, W, 3) or (3, H, W)."
 )
+NOT_DONE = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "pad_size")  # options of other processors
 
 FOREGROUND = 0.1  # of the 99.5th percentile of FLAIR: above the noise, below cerebrospinal fluid at its brightest
 OCCUPIED = 0.06  # share of a row or column that must have signal to count as head rather than noise
@@ -59,7 +60,7 @@ def read_image(source: str | os.PathLike | Image.Image) -> np.ndarray:
         raise ValueError(f"The image has 16 bits per channel and transparency (alpha). Save it without. {ACCEPTED}")
     if samples.startswith("RGB;16"):
         return read_deep_colour(source)
-    if source.mode in ("1", "LA", "La"):
+    if source.mode in ("1", "LA"):
         source = source.convert("L")
     elif source.mode not in ("L", "I", "F") and not source.mode.startswith("I;16"):
         source = source.convert("RGB")
@@ -264,13 +265,18 @@ def normalize_intensities(
         volume_share: weight of `volume` in [0, 1]; the slice's own statistics have the rest.
 
     Raises:
-        ValueError: `volume_share` is out of its range.
+        ValueError: `volume_share` is out of its range, or `volume` of another shape.
     """
     if not 0 <= volume_share <= 1:
         raise ValueError(f"volume_share must lie in [0, 1], 0 for each slice by itself, but is {volume_share}.")
     own = slice_intensities(image)
     statistics = own.statistics
     if volume is not None:
+        if volume.shape != statistics.shape:
+            raise ValueError(
+                f"The intensities of the volume must be the median and spread of each channel, {statistics.shape}, but "
+                f"have the shape {volume.shape}."
+            )
         volume = np.where(own.copied[:, None], volume[FLAIR], volume)
         statistics = (1 - volume_share) * statistics + volume_share * volume
     median, spread = statistics.astype(np.float32).T
@@ -326,13 +332,13 @@ class BrainMRIImageProcessor(PilBackend):
 
     def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
         """A flat list of slices from one slice, a list of slices, or a batch array (B, H, W, 3) or (B, 3, H, W)."""
-        if isinstance(images, (list, tuple)):
-            if not images:
-                raise ValueError(f"No image was given. {ACCEPTED}")
-            return [image for item in images for image in self._prepare_images_structure(item)]
         if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
-            return list(images)
-        return [images]
+            images = list(images)
+        if not isinstance(images, (list, tuple)):
+            return [images]
+        if not images:
+            raise ValueError(f"No image was given. {ACCEPTED}")
+        return [image for item in images for image in self._prepare_images_structure(item)]
 
     def process_image(self, image, **kwargs) -> np.ndarray:
         """One slice in any accepted form -> (H, W, 3) float32, at the intensities given."""
@@ -355,6 +361,13 @@ class BrainMRIImageProcessor(PilBackend):
         return_tensors=None,
         **kwargs,
     ) -> BatchFeature:
+        if unknown := [name for name in NOT_DONE if kwargs.get(name)]:
+            raise ValueError(
+                f"BrainMRIImageProcessor does not do {', '.join(unknown)}: it normalises each slice by its own "
+                f"intensities and keeps its pixels. Leave them out."
+            )
+        if size_divisor < 1 or clip <= 0:
+            raise ValueError(f"size_divisor and clip must be positive, but are {size_divisor} and {clip}.")
         images = [normalize_intensities(image, clip, volume_intensities, volume_share) for image in images]
         if do_pad:
             height = -(-max(image.shape[0] for image in images) // size_divisor) * size_divisor

@@ -243,6 +243,11 @@ class TestNormalisation:
         with pytest.raises(ValueError, match="volume_share"):
             pixel_values(head, volume_intensities=np.ones((3, 2), np.float32), volume_share=share)
 
+    def test_a_volume_of_other_channels_is_refused(self, head):
+        for shape in ((3, 1), (2, 2), (2,)):
+            with pytest.raises(ValueError, match="median and spread of each channel"):
+                pixel_values(head, volume_intensities=np.ones(shape, np.float32))
+
     def test_values_are_clipped(self, head):
         head[0, 0] = 255
         assert pixel_values(head, clip=2.0).abs().max() == 2.0
@@ -307,12 +312,36 @@ class TestErrors:
             (np.zeros((64, 64), dtype=complex), "dtype complex"),
             ({"image": 1}, "dict"),
             ([], "No image"),
+            (np.zeros((0, 64, 64, 3)), "No image"),
         ],
     )
     def test_unusable_images_are_named_with_what_is_accepted(self, image, message):
         with pytest.raises(ValueError, match=message) as error:
             pixel_values(image)
         assert "Accepted is" in str(error.value) or "NaN" in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"do_resize": True, "size": {"height": 64, "width": 64}, "resample": 2}, "does not do do_resize"),
+            ({"do_center_crop": True, "crop_size": {"height": 32, "width": 32}}, "does not do do_center_crop"),
+            ({"do_rescale": True, "rescale_factor": 0.5}, "does not do do_rescale"),
+            ({"do_normalize": True, "image_mean": 0.5, "image_std": 0.5}, "does not do do_normalize"),
+            ({"pad_size": {"height": 128, "width": 128}}, "does not do pad_size"),
+            ({"size_divisor": 0}, "must be positive"),
+            ({"size_divisor": -16}, "must be positive"),
+            ({"clip": 0.0}, "must be positive"),
+        ],
+    )
+    def test_options_that_would_be_without_effect_or_sense_are_refused(self, head, options, message):
+        for processor, given in ((BrainMRIImageProcessor(), options), (BrainMRIImageProcessor(**options), {})):
+            with pytest.raises(ValueError, match=message):
+                processor(images=head, return_tensors="pt", **given)
+
+    def test_options_that_switch_off_what_is_not_done_change_nothing(self, head):
+        off = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), False)
+        given = BrainMRIImageProcessor()(images=head, return_tensors="pt", **off)["pixel_values"]
+        assert torch.equal(given, pixel_values(head))
 
     def test_unusable_files_are_named(self, tmp_path, head):
         text, cut, pages = tmp_path / "text.png", tmp_path / "cut.png", tmp_path / "pages.tif"
