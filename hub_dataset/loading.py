@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, config, load_dataset
+from datasets.exceptions import DatasetsError
 from PIL import Image
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
@@ -49,10 +50,10 @@ def load_splits(name_or_dir: str) -> DatasetDict:
         splits = load_dataset(location)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(
             f"The dataset {name_or_dir} cannot be loaded (every split needs at least one slice; a copy in the cache "
-            f"{config.HF_DATASETS_CACHE} that was cut off must be removed): {error}"
+            f"{config.HF_DATASETS_CACHE} that was cut off must be removed): {error.__cause__ or error}"
         ) from error
     for name, split in splits.items():
         check_columns(split.column_names, f"The split {name!r} of {name_or_dir}")
@@ -124,8 +125,9 @@ def check_slices(split: Dataset, as_volumes: bool) -> None:
         as_volumes: whether a patient's slices are to be put together, as for validation.
 
     Raises:
-        ValueError: an image that is not grey or RGB or is smaller than `MINIMUM_SIZE`, a mask of another size, or, with
-            `as_volumes`, a slice that comes twice or slices of a patient that differ in size.
+        ValueError: an image or mask that is missing or damaged, an image that is not grey or RGB or is smaller than
+            `MINIMUM_SIZE`, a mask of another size, or, with `as_volumes`, a slice that comes twice or slices of a
+            patient that differ in size.
     """
     split = split.select_columns(["image", "mask", "patient_id", "slice_index"])
     for column in ("image", "mask"):
@@ -135,7 +137,10 @@ def check_slices(split: Dataset, as_volumes: bool) -> None:
     sizes: dict[str, tuple[int, int]] = {}
     for row in tqdm(split, desc="Checking slices", leave=False):
         where = f"slice {row['slice_index']} of patient {row['patient_id']}"
-        (mode, size), (_, mask_size) = header_of(row["image"]), header_of(row["mask"])
+        try:
+            (mode, size), (_, mask_size) = header_of(row["image"]), header_of(row["mask"])
+        except (OSError, TypeError) as error:  # TypeError: there is none
+            raise ValueError(f"The image or the mask of {where} is missing or damaged ({error}).") from error
         if mode not in ("L", "RGB", "I", "F") and not mode.startswith("I;16"):
             raise ValueError(f"The image of {where} has the colour mode {mode}; slices are grey or RGB.")
         if min(size) < MINIMUM_SIZE:

@@ -5,6 +5,7 @@ import shutil
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from hub_dataset.loading import (
     LesionBatchSampler,
     SampleKey,
     TrainingSlices,
+    check_slices,
     head_box,
     intensities_by_patient,
     load_splits,
@@ -369,6 +371,29 @@ class TestDataset:
             load_splits(str(phantom_dataset_dir))
         shutil.rmtree(cache)
         assert len(load_splits(str(phantom_dataset_dir))["train"]) == 40
+
+    @pytest.mark.parametrize("damage", ["cut off", "fewer rows"])
+    def test_a_damaged_file_is_said_to_be_so(self, phantom_dataset_dir, tmp_path, monkeypatch, damage):
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        folder = shutil.copytree(phantom_dataset_dir, tmp_path / "dataset")
+        file = folder / "data" / "train-00000-of-00001.parquet"
+        if damage == "cut off":
+            file.write_bytes(file.read_bytes()[:-1000])
+        else:
+            pq.write_table(pq.read_table(file).slice(0, 5), file)
+        reason = "Parquet magic bytes" if damage == "cut off" else "num_examples=5"
+        with pytest.raises(ValueError, match=f"{folder} cannot be loaded.*{reason}"):
+            load_splits(str(folder))
+
+    @pytest.mark.parametrize(
+        ("column", "content"), [("image", None), ("mask", None), ("image", {"bytes": b"none", "path": None})]
+    )
+    def test_a_slice_that_is_missing_or_damaged_is_named(self, phantom_dataset_dir, column, content):
+        split = load_splits(str(phantom_dataset_dir))["validation"]
+        rows = [split[row] for row in range(3)]
+        rows[1][column] = content
+        with pytest.raises(ValueError, match=r"mask of slice 2 of patient TCGA_PH_\w+ is missing or damaged"):
+            check_slices(datasets.Dataset.from_list(rows, features=split.features), as_volumes=True)
 
     def test_missing_folder_and_missing_columns(self, phantom_dataset_dir, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"hub_dataset\.build"):
