@@ -11,6 +11,7 @@ ones, and writes byte-identical files with the same library versions.
 
 import argparse
 import contextlib
+import hashlib
 import logging
 import os
 import shutil
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 KAGGLE_DATASET = "mateuszbuda/lgg-mri-segmentation"
 STAGING = ".incomplete"
+SHARDS = "*-of-*.parquet"
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _check_output(output: Path, root: Path) -> None:
         raise ValueError(f"the output {output} is a file; give a folder")
     if output.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"the output {output} lies in the source {root}; give another folder")
-    shards = any((output / "data").glob("*-of-*.parquet"))  # which tell a manifest that was damaged from another's
+    shards = any((output / "data").glob(SHARDS))  # which tell a manifest that was damaged from another's
     has_manifest = (output / MANIFEST).exists() and (shards or bool(read_records(output / MANIFEST)))
     ours = has_manifest or (output / STAGING).exists()
     if output.exists() and not ours and any(output.iterdir()):
@@ -142,8 +144,9 @@ def _publish(output: Path, report: BuildReport, phantom: bool) -> None:
         staged = output / STAGING / Path(name).name
         if not has_digest(output / name, record):
             staged.replace(output / name)
-    for name in read_records(output / MANIFEST).keys() - report.shards.keys():
-        (output / name).unlink(missing_ok=True)
+    for file in (output / "data").glob(SHARDS):
+        if f"data/{file.name}" not in report.shards:
+            file.unlink()
 
     splits = {}
     for split in SPLITS:
@@ -156,7 +159,10 @@ def _publish(output: Path, report: BuildReport, phantom: bool) -> None:
                 "num_lesion_slices": sum(r.num_lesion_slices for r in records),
             }
     download_size = sum(record.size for record in report.shards.values())
-    card = make_card(FEATURES, splits, download_size=download_size, missing=report.missing, phantom=phantom)
+    sha256 = hashlib.sha256("".join(record.sha256 for record in report.shards.values()).encode()).hexdigest()
+    card = make_card(
+        FEATURES, splits, download_size=download_size, sha256=sha256, missing=report.missing, phantom=phantom
+    )
     write_text(output / "README.md", str(card))
     write_records(output / MANIFEST, report.shards)
     shutil.rmtree(output / STAGING, ignore_errors=True)

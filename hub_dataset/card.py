@@ -114,6 +114,7 @@ def make_card(
     splits: Mapping[str, Mapping],
     *,
     download_size: int,
+    sha256: str,
     missing: Sequence[str] = (),
     phantom: bool = False,
 ) -> DatasetCard:
@@ -124,6 +125,7 @@ def make_card(
         splits: For each split that is not empty its `num_examples`, `num_bytes` (as Arrow), `num_patients` and
             `num_lesion_slices`.
         download_size: Size of the Parquet files in bytes.
+        sha256: Digest of the Parquet files. `datasets` knows its copy of a folder by the folder's name and card alone.
         missing: The dataset's patients that the source lacked.
         phantom: Whether the images are generated.
     """
@@ -155,6 +157,7 @@ def make_card(
         ],
     )
     DatasetInfosDict({"default": info}).to_dataset_card_data(data)
+    data["dataset_info"]["description"] = f"SHA-256 of the Parquet files: {sha256}"
     body = (_PHANTOM if phantom else _REAL).format(
         contents=_contents(splits, missing),
         columns=_COLUMNS,

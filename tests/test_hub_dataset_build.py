@@ -239,6 +239,17 @@ def test_a_build_that_fails_at_once_leaves_nothing(small_source, tmp_path, monke
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
 
+def test_a_change_that_leaves_all_sizes_as_they_were_is_loaded(small_source, tmp_path):
+    build_dataset(small_source, tmp_path / "dataset")
+    assert load_dataset(str(tmp_path / "dataset"))["train"]["gender"][0] == 2
+    file = small_source / "data.csv"
+    rows = [line.split(",") for line in file.read_text().splitlines()]
+    rows[1][rows[0].index("gender")] = "3"
+    file.write_text("\n".join(map(",".join, rows)) + "\n")
+    build_dataset(small_source, tmp_path / "dataset")
+    assert load_dataset(str(tmp_path / "dataset"))["train"]["gender"][0] == 3
+
+
 def test_a_fault_in_the_source_leaves_an_earlier_dataset_as_it_was(small_source, tmp_path):
     build_dataset(small_source, tmp_path / "dataset")
     before = contents(tmp_path / "dataset")
@@ -248,8 +259,11 @@ def test_a_fault_in_the_source_leaves_an_earlier_dataset_as_it_was(small_source,
     assert contents(tmp_path / "dataset") == before
 
 
-def test_shards_of_patients_that_left_the_source_are_removed(small_source, tmp_path):
+@pytest.mark.parametrize("damaged", [False, True])
+def test_shards_of_patients_that_left_the_source_are_removed(small_source, tmp_path, damaged):
     build_dataset(small_source, tmp_path / "dataset")
+    if damaged:
+        (tmp_path / "dataset" / "manifest.json").write_text("")
     gone = scan_source(small_source).patients[2].patient_id
     shutil.rmtree(small_source / gone)
     build_dataset(small_source, tmp_path / "dataset")
