@@ -139,7 +139,8 @@ def write_nifti(path: Path, array: np.ndarray, geometry: Geometry) -> None:
 
 def keep_space(image, header) -> None:
     """Copy what a NIfTI header says of space, and nothing that may name a person."""
-    image.header.set_zooms(header.get_zooms()[:3])  # in the header's own unit, which the affine's need not be
+    unit = header.get_xyzt_units()[0]
+    image.header.set_zooms(np.divide(image.header.get_zooms(), MILLIMETRES.get(unit, 1.0)))  # from the affine, in mm
     s_affine, s_code = header.get_sform(coded=True)
     q_affine, q_code = header.get_qform(coded=True)  # one that is not in use may not even be valid
     if s_code or q_code:
@@ -148,4 +149,4 @@ def keep_space(image, header) -> None:
     else:
         image.set_sform(None, 0)
         image.set_qform(None, 0)
-    image.header.set_xyzt_units(header.get_xyzt_units()[0])
+    image.header.set_xyzt_units(unit)
