@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, file_exists, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import cached_file
@@ -38,6 +38,18 @@ def check_destination(repo_id: str) -> None:
         )
     if get_token() is None:
         raise HubError("There is no token: run `hf auth login`, or set HF_TOKEN. It must be allowed to write.")
+
+
+def is_model(name: str) -> bool:
+    """Whether the Hub has a model of this name, with a config.json, that this account can read.
+
+    Raises:
+        HubError: the Hub cannot be reached or refuses.
+    """
+    try:
+        return is_repo_id(name) and file_exists(name, "config.json")
+    except Exception as error:  # the client passes on whatever its HTTP library raises
+        raise HubError(f"Could not look for {name}: {explain(error)}") from error
 
 
 def upload_folder(

@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import RepoCard, SpaceCardData, file_exists
+from huggingface_hub import RepoCard, SpaceCardData
 
-from modeling.hub import HubError, check_destination, is_repo_id, upload_folder
+from modeling.hub import HubError, check_destination, is_model, upload_folder
 
 from .handlers import LFS_POINTER_SIZE
 
@@ -46,14 +46,14 @@ def publish_space(repo_id: str, *, model_ids: str | None = None, private: bool =
     Raises:
         FileNotFoundError: there are no weights to bundle.
         ValueError: `model_ids` names none, or what is no model on the Hub.
-        HubError: see `modeling.hub.upload_folder`.
+        HubError: see `modeling.hub.is_model` and `upload_folder`.
     """
     check_destination(repo_id)
     names = [name.strip() for name in (model_ids or "").split(",") if name.strip()]
     if model_ids is not None and not names:
         raise ValueError(f"model_ids is {model_ids!r}, which names no model; leave it out to bundle the weights here.")
     for name in names:
-        if not is_repo_id(name) or not file_exists(name, "config.json"):
+        if not is_model(name):
             raise ValueError(f"{name!r} is no model on the Hub that this account can read; give USER/NAME of one.")
     with tempfile.TemporaryDirectory() as folder:
         stage_space(Path(folder), names)

@@ -102,6 +102,22 @@ def test_weights_from_the_hub_are_named_not_bundled(hub, run_client):
     assert hub.repositories["spaces", "alice/space"].variables == {}, "the weights are bundled again"
 
 
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "the Hub cannot be reached"),
+        ({"HF_TOKEN": "hf_nobody"}, "the Hub does not know this token"),
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
+    ],
+)
+def test_a_hub_that_cannot_tell_whether_there_is_a_model_is_explained(hub, run_client, environment, message):
+    done = run_client("-m", "space.publish", "alice/space", "--model_ids", "alice/a", **environment)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not hub.repositories
+
+
 def test_a_name_that_is_taken_is_left_alone(hub, run_client):
     create = (
         "from huggingface_hub import HfApi as A; A().create_repo('alice/space', repo_type='space', space_sdk='static')"
