@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedModel
+
+from .inference import load_complete
 
 # Not compared: what the average takes from the first source, and where copies from the Hub have their code.
 AS_FIRST = {"temperature": None, "loss": None, "auto_map": None}
@@ -29,12 +31,9 @@ def load_average(sources: Sequence[str]) -> PreTrainedModel:
 
     Raises:
         OSError: no checkpoint under one of the names.
-        ValueError: models of different configurations.
+        ValueError: models of different configurations, or weights that are damaged or incomplete.
     """
-    model, *others = (
-        AutoModelForSemanticSegmentation.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-        for source in sources
-    )
+    model, *others = (load_complete(source, dtype=torch.float32) for source in sources)
     weights = model.state_dict()
     for source, other in zip(sources[1:], others, strict=True):
         if other.config.to_diff_dict() | AS_FIRST != model.config.to_diff_dict() | AS_FIRST:
@@ -58,8 +57,7 @@ def export_checkpoint(sources: Sequence[str], folder: Path, temperature: float |
 
     Raises:
         OSError: no checkpoint under one of the names, folders or Hub ids.
-        ValueError: models of different configurations, a temperature that is not positive, or a weight that float16
-            cannot hold.
+        ValueError: as `load_average`, a temperature that is not positive, or a weight that float16 cannot hold.
     """
     model = load_average(sources)
     if temperature is not None:

@@ -13,10 +13,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
+from pathlib import Path
 from threading import Barrier
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from scipy import ndimage
 from scipy.special import expit, logit
 from torch import nn
@@ -84,15 +86,38 @@ def load_model(name_or_path: str, *, fold: bool = True) -> tuple[PreTrainedModel
         fold: fold batch norm into the convolutions (`fold_batch_norm`); such a model is for inference alone.
 
     Raises:
-        OSError: no checkpoint under that name.
+        OSError, ValueError: as `load_complete`.
     """
-    model = AutoModelForSemanticSegmentation.from_pretrained(
-        name_or_path, dtype=torch.float32, use_safetensors=True
-    ).eval()
+    model = load_complete(name_or_path, dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(name_or_path)
     if fold:
         fold_batch_norm(model)
     return model.to(memory_format=torch.channels_last), processor
+
+
+def load_complete(name_or_path: str | Path, **options) -> PreTrainedModel:
+    """A checkpoint's model, all of whose weights were there; `options` go to `from_pretrained`.
+
+    Raises:
+        OSError: no checkpoint under that name.
+        ValueError: its weights are damaged, missing or left over, or it is of another kind.
+    """
+    try:
+        model, report = AutoModelForSemanticSegmentation.from_pretrained(
+            name_or_path, use_safetensors=True, output_loading_info=True, **options
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights in {name_or_path} are damaged, cut off, or a pointer of Git LFS ({error}). "
+            "Fetch them again, a clone's with `git lfs pull`."
+        ) from error
+    wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+    if wrong:
+        described = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}" for kind, names in wrong.items())
+        raise ValueError(
+            f"The weights in {name_or_path} do not fit its config.json: {described}. Save the model again."
+        )
+    return model
 
 
 def fold_batch_norm(model: nn.Module) -> None:

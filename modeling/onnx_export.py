@@ -26,10 +26,9 @@ from torch.export import Dim
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.bit.modeling_bit import BitMaxPool2d, WeightStandardizedConv2d
 
-from .inference import fold_batch_norm
+from .inference import fold_batch_norm, load_complete
 from .layers import MINIMUM_SIZE, SamePaddingConv2d, Upsample2x
 from .presets import PRESETS
-from .publish import load_complete
 
 REQUIRED = ("onnx", "onnxscript")
 TRACED_SHAPE = (2, 75, 93)  # batch, height, width; sizes that no layer halves evenly, so that nothing is left out
@@ -285,7 +284,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("output", type=Path, metavar="OUTPUT.onnx", help="the file to write, replaced where it exists")
     args = parser.parse_args(argv)
     try:
-        model = load_complete(Path(args.checkpoint))
+        model = load_complete(args.checkpoint)
         processor = AutoImageProcessor.from_pretrained(args.checkpoint)
         difference = export_onnx(model, args.output, processor=processor)
     except (ImportError, OSError, RuntimeError, ValueError) as error:

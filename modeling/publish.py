@@ -17,12 +17,13 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import ModelCard
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 
 from .card import CARD, FIGURE, make_card
 from .card_text import REPOSITORY
 from .hub import HubError, check_destination, upload_folder
+from .inference import load_complete
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 MARK = "image_processing_brain_mri.py"
@@ -78,22 +79,6 @@ def stage_model(checkpoint: Path, folder: Path, repo_id: str) -> None:
     for name, content in settings.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     stage_card(checkpoint, folder, repo_id, model.config)
-
-
-def load_complete(checkpoint: Path) -> PreTrainedModel:
-    """The checkpoint's model, all of whose weights were there.
-
-    Raises:
-        OSError, ValueError: it cannot be loaded, or weights are missing or left over.
-    """
-    model, report = AutoModelForSemanticSegmentation.from_pretrained(
-        checkpoint, use_safetensors=True, output_loading_info=True
-    )
-    wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
-    if wrong:
-        described = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}" for kind, names in wrong.items())
-        raise ValueError(f"The weights in {checkpoint} do not fit its {CONFIG}: {described}. Save the model again.")
-    return model
 
 
 def stage_card(checkpoint: Path, folder: Path, repo_id: str, config: PreTrainedConfig) -> None:

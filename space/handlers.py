@@ -121,14 +121,12 @@ def load(source: str) -> Loaded:
     Raises:
         InputError: it cannot be loaded; the log has the reason.
     """
-    from safetensors import SafetensorError
-
     from modeling.inference import load_model
     from modeling.predictions import weights_sha256
 
     try:
         return Loaded(*load_model(source), weights_sha256(source))
-    except (OSError, ValueError, RuntimeError, SafetensorError):
+    except (OSError, ValueError, RuntimeError):
         logger.exception("The model %s cannot be loaded", source)
         raise InputError("This model cannot be loaded at the moment. Choose another one.") from None
 

@@ -13,9 +13,10 @@ from tiny_models import randomized, tiny_model
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from modeling import BrainMRIImageProcessor
-from modeling.export import export_checkpoint
+from modeling.export import export_checkpoint, load_average
 from modeling.hub import HubError, explain, upload_folder
-from modeling.publish import load_complete, main, publish_model, stage_model
+from modeling.inference import load_complete, load_model
+from modeling.publish import main, publish_model, stage_model
 
 SHARED = {"README.md", "config.json", "preprocessor_config.json", "image_processing_brain_mri.py"}
 CODE = {
@@ -265,3 +266,14 @@ def test_pickled_weights_are_not_loaded(checkpoint):
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(OSError, match="safetensors"):
         load_complete(checkpoint)
+
+
+@pytest.mark.parametrize("load", [load_complete, load_model, lambda folder: load_average([folder])])
+def test_damaged_and_missing_weights_are_explained(checkpoint, load):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"decoder_depth": config["decoder_depth"] + 1}))
+    with pytest.raises(ValueError, match="missing keys"):
+        load(checkpoint)
+    (checkpoint / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="git lfs pull"):
+        load(checkpoint)
