@@ -134,7 +134,11 @@ def space_requirements(requirements: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repo_id", metavar="USER/NAME", help="the Space, created where there is none")
-    parser.add_argument("--model_ids", metavar="USER/NAME,...", help="load these models from the Hub; bundle none")
+    parser.add_argument(
+        "--model_ids",
+        metavar="USER/NAME,...",
+        help="load these models from the Hub; bundle none (private ones need the secret HF_TOKEN in the Space)",
+    )
     parser.add_argument("--private", action="store_true", help="make a new Space private; refuse a public one")
     args = parser.parse_args(argv)
     try:
