@@ -145,7 +145,7 @@ def scan_source(path: str | Path) -> Source:
 
 
 def _scan_patient(folder: Path) -> tuple[SliceFiles, ...]:
-    pattern = re.compile(rf"{re.escape(folder.name)}_(\d+)(_mask)?\.tif")
+    pattern = re.compile(rf"{re.escape(folder.name)}_([0-9]{{1,4}})(_mask)?\.tif")
     images: dict[int, Path] = {}
     masks: dict[int, Path] = {}
     for file in sorted(folder.iterdir()):
@@ -155,7 +155,7 @@ def _scan_patient(folder: Path) -> tuple[SliceFiles, ...]:
         if not match or int(match[1]) < 1:
             raise ValueError(
                 f"{file} is not named as a slice of this patient; expected {folder.name}_<slice>.tif or "
-                f"{folder.name}_<slice>_mask.tif with slices numbered from 1"
+                f"{folder.name}_<slice>_mask.tif with slices numbered from 1 to 9999"
             )
         files = masks if match[2] else images
         if other := files.get(int(match[1])):
@@ -178,7 +178,7 @@ def read_clinical(path: str | Path) -> dict[str, dict[str, str | int | None]]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A column is missing or unknown, a patient has two rows, or a value is not a whole number.
+        ValueError: A column is missing, unknown or there twice, a patient has two rows, or a value is no whole number.
     """
     path = Path(path)
     if not path.is_file():
@@ -191,9 +191,9 @@ def read_clinical(path: str | Path) -> dict[str, dict[str, str | int | None]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
-        if set(columns) != set(CLINICAL_COLUMNS):
+        if sorted(columns) != sorted(CLINICAL_COLUMNS):
             raise ValueError(
-                f"{path} must have the columns {', '.join(CLINICAL_COLUMNS)}; "
+                f"{path} must have the columns {', '.join(CLINICAL_COLUMNS)}, once each; "
                 f"missing: {', '.join(sorted(set(CLINICAL_COLUMNS) - set(columns))) or 'none'}, "
                 f"unknown: {', '.join(sorted(set(columns) - set(CLINICAL_COLUMNS))) or 'none'}"
             )

@@ -202,9 +202,9 @@ def measure_intensities(slices: np.ndarray) -> np.ndarray | None:
 
 
 def _is_constant(slices: np.ndarray) -> np.ndarray:
-    """Whether FLAIR shows nothing: (S, H, W) or (S, H, W, 3) -> (S,) bool."""
+    """Whether FLAIR shows nothing in float32, as the processor sees it: (S, H, W) or (S, H, W, 3) -> (S,) bool."""
     flair = slices[..., FLAIR] if slices.ndim == 4 else slices
-    return flair.min(axis=(1, 2)) == flair.max(axis=(1, 2))
+    return flair.min(axis=(1, 2)).astype(np.float32) == flair.max(axis=(1, 2)).astype(np.float32)
 
 
 @cache

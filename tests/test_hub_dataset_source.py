@@ -143,6 +143,12 @@ def slice_zero(folder):
     return rf"{PATIENT}_0\.tif is not named"
 
 
+def slice_number_that_is_a_date(folder):
+    for kind in ("", "_mask"):
+        shutil.copy(folder / f"{PATIENT}_2{kind}.tif", folder / f"{PATIENT}_19960909{kind}.tif")
+    return rf"{PATIENT}_19960909\.tif is not named"
+
+
 def empty_folder(folder):
     for file in folder.iterdir():
         file.unlink()
@@ -185,6 +191,12 @@ def clinical_column_missing(folder):
     path = folder.parent / "data.csv"
     path.write_text(path.read_text().replace(",gender", ",sex"))
     return r"data\.csv must have the columns .*missing: gender, unknown: sex"
+
+
+def clinical_column_twice(folder):
+    header, row = (folder.parent / "data.csv").read_text().splitlines()[:2]
+    (folder.parent / "data.csv").write_text(f"{header},gender\n{row},2\n")
+    return r"data\.csv must have the columns .* once each"
 
 
 def clinical_value_in_words(folder):
@@ -230,6 +242,7 @@ FAULTS = [
     several_images_in_a_file,
     slice_of_another_patient,
     slice_zero,
+    slice_number_that_is_a_date,
     empty_folder,
     unknown_patient,
     folder_that_is_no_patient,
@@ -238,6 +251,7 @@ FAULTS = [
     patient_without_clinical_row,
     clinical_row_twice,
     clinical_column_missing,
+    clinical_column_twice,
     clinical_value_in_words,
     clinical_value_too_large,
     clinical_data_in_another_encoding,

@@ -233,6 +233,11 @@ class TestVolume:
         probabilities = predict_volume(Brightness(), processor, volume, screening_stride=1)
         assert not probabilities[[0, 3]].any()
         assert probabilities[2].max() > 0.5
+        resampled = volume + 1000.0  # float64, with what interpolation leaves in a slice of one value
+        resampled[0] += np.random.default_rng(0).uniform(0, 1e-9, resampled[0].shape)
+        np.testing.assert_allclose(
+            predict_volume(Brightness(), processor, resampled, screening_stride=1), probabilities, atol=1e-3
+        )
 
     def test_postprocessing_is_the_rooms_own_and_can_be_switched_off(self, processor):
         volume, _ = make_volume()
