@@ -136,21 +136,40 @@ def check_slices(split: Dataset, as_volumes: bool) -> None:
         group_by_patient(split)  # raises where one comes twice
     sizes: dict[str, tuple[int, int]] = {}
     for row in tqdm(split, desc="Checking slices", leave=False):
-        where = f"slice {row['slice_index']} of patient {row['patient_id']}"
-        try:
-            (mode, size), (_, mask_size) = header_of(row["image"]), header_of(row["mask"])
-        except (OSError, TypeError) as error:  # TypeError: there is none
-            raise ValueError(f"The image or the mask of {where} is missing or damaged ({error}).") from error
-        if mode not in ("L", "RGB", "I", "F") and not mode.startswith("I;16"):
-            raise ValueError(f"The image of {where} has the colour mode {mode}; slices are grey or RGB.")
-        if min(size) < MINIMUM_SIZE:
-            raise ValueError(f"The image of {where} has {size[0]}x{size[1]} pixels, under {MINIMUM_SIZE} a side.")
+        size = check_slice(row)
         first = sizes.setdefault(row["patient_id"], size) if as_volumes else size
-        if not size == mask_size == first:
+        if size != first:
             raise ValueError(
-                f"The image of {where} has {size[0]}x{size[1]} pixels, its mask {mask_size[0]}x{mask_size[1]}, and the "
-                f"patient's first image {first[0]}x{first[1]}; they must be of one size."
+                f"The image of {name_of(row)} has {size[0]}x{size[1]} pixels, and the patient's first image "
+                f"{first[0]}x{first[1]}; they must be of one size."
             )
+
+
+def check_slice(row: dict) -> tuple[int, int]:
+    """(width, height) of a row whose images are not decoded, from their headers.
+
+    Raises:
+        ValueError: as `check_slices`, for what concerns one row.
+    """
+    where = name_of(row)
+    try:
+        (mode, size), (_, mask_size) = header_of(row["image"]), header_of(row["mask"])
+    except (OSError, TypeError) as error:  # TypeError: there is none
+        raise ValueError(f"The image or the mask of {where} is missing or damaged ({error}).") from error
+    if mode not in ("L", "RGB", "I", "F") and not mode.startswith("I;16"):
+        raise ValueError(f"The image of {where} has the colour mode {mode}; slices are grey or RGB.")
+    if min(size) < MINIMUM_SIZE:
+        raise ValueError(f"The image of {where} has {size[0]}x{size[1]} pixels, under {MINIMUM_SIZE} a side.")
+    if size != mask_size:
+        raise ValueError(
+            f"The image of {where} has {size[0]}x{size[1]} pixels, its mask {mask_size[0]}x{mask_size[1]}; they must "
+            f"be of one size."
+        )
+    return size
+
+
+def name_of(row: dict) -> str:
+    return f"slice {row['slice_index']} of patient {row['patient_id']}"
 
 
 def header_of(encoded: dict) -> tuple[str, tuple[int, int]]:

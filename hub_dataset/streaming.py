@@ -21,9 +21,11 @@ from .loading import (
     LesionBatchSampler,
     SampleKey,
     check_columns,
+    check_slice,
     find_dataset,
     intensities_by_patient,
     measure_slice,
+    name_of,
     pixels_of,
     relative_head_size,
     training_sample,
@@ -38,7 +40,7 @@ READ_AHEAD = 2  # row groups on their way while the one before is used
 
 
 class StreamError(RuntimeError):
-    """Rows cannot be read, or are not what they were at the start."""
+    """Rows cannot be read, hold no slice, or are not what they were at the start."""
 
 
 class StreamedSplit:
@@ -92,13 +94,18 @@ class StreamedSplit:
         """The rows of a row group, their images still encoded.
 
         Raises:
-            StreamError: they cannot be read, or are other rows than at the start.
+            StreamError: they cannot be read, are other rows than at the start, or hold what `check_slice` refuses.
         """
         rows = self._read_shard(self.stream, group)
         expected = range(self.starts[group], self.starts[group + 1])
         found = [(row["patient_id"], row["slice_index"]) for row in rows]
         if found != [(self.columns["patient_id"][i], self.columns["slice_index"][i]) for i in expected]:
             raise StreamError(f"{self.where} was changed while it was read")
+        for row in rows:
+            try:
+                check_slice(row)
+            except ValueError as error:
+                raise StreamError(f"{self.where} cannot be used. {str(error).rstrip('.')}") from error
         return rows
 
     def _read_small(self, small: IterableDataset, group: int) -> list[dict]:
@@ -153,9 +160,15 @@ def first_line(error: Exception) -> str:
 
 
 def decoded(row: dict) -> dict:
-    """`row` with its images decoded, as `datasets` does."""
-    images = {name: row[name] and Image().decode_example(row[name]) for name in ("image", "mask")}
-    return row | images
+    """`row` with its images decoded, as `datasets` does.
+
+    Raises:
+        StreamError: a damaged image or mask.
+    """
+    try:
+        return row | {name: Image().decode_example(row[name]) for name in ("image", "mask")}
+    except (OSError, SyntaxError) as error:  # the latter from Pillow's decoders
+        raise StreamError(f"The image or the mask of {name_of(row)} is damaged ({error})") from error
 
 
 class EncodedSlice(NamedTuple):

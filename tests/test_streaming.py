@@ -146,6 +146,33 @@ class TestSplit:
         with pytest.raises(StreamError, match="cannot be read any further"):
             split.read(1)
 
+    @pytest.mark.parametrize(
+        ("column", "content", "message"),
+        [
+            ("image", png(np.ones((32, 32, 4), np.uint8)), "image of slice 2 of patient P01 has the colour mode RGBA"),
+            ("image", {"bytes": b"none", "path": None}, "slice 2 of patient P01 is missing or damaged"),
+            ("image", None, "slice 2 of patient P01 is missing or damaged"),
+            ("mask", png(np.zeros((40, 32), np.uint8)), "slice 2 of patient P01 has 32x32 pixels, its mask 32x40"),
+        ],
+        ids=["transparent", "no image", "missing", "mask of another size"],
+    )
+    def test_an_odd_slice_is_named(self, tmp_path, column, content, message):
+        rows = make_rows(2)
+        rows[SLICES + 1][column] = content
+        write_split(tmp_path / "train.parquet", rows)
+        split = stream_splits(str(tmp_path))["train"]
+        split.read(0)
+        with pytest.raises(StreamError, match=message):
+            split.read(1)
+
+    def test_a_slice_that_is_cut_off_is_named(self, tmp_path):
+        rows = make_rows(1)
+        rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:-60]
+        write_split(tmp_path / "train.parquet", rows)
+        split = stream_splits(str(tmp_path))["train"]
+        with pytest.raises(StreamError, match="slice 2 of patient P00 is damaged"):
+            list(StreamedBatchSampler(split, 1, **SETTINGS))
+
 
 class TestSampler:
     def test_an_epoch_has_the_slices_that_it_has_of_the_whole_dataset(self, train):

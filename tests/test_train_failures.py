@@ -156,7 +156,7 @@ class TestDataset:
             (lambda row: {"slice_index": 1}, r"Slice 1 of patient TCGA_PH\w+ is in the split twice"),
             (
                 lambda row: {key: row[key].resize((48, 40)) for key in ("image", "mask")},
-                r"has 48x40 pixels, its mask 48x40, and the patient's first image 64x64",
+                r"has 48x40 pixels, and the patient's first image 64x64",
             ),
         ],
         ids=["twice", "size"],
