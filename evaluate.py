@@ -402,11 +402,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         | {args.engine: importlib.import_module(args.engine).__version__},
         **result.to_dict(),
     }
-    write_atomically(args.output, json.dumps(report, indent=2, allow_nan=False).encode() + b"\n")
-    if not args.no_figure:
-        buffer = io.BytesIO()
-        plot_result(result).savefig(buffer, format="png")
-        write_atomically(args.output.with_suffix(".png"), buffer.getvalue())
+    try:
+        write_atomically(args.output, json.dumps(report, indent=2, allow_nan=False).encode() + b"\n")
+        if not args.no_figure:
+            buffer = io.BytesIO()
+            plot_result(result).savefig(buffer, format="png")
+            write_atomically(args.output.with_suffix(".png"), buffer.getvalue())
+    except OSError as error:
+        sys.exit(f"evaluate.py: error: the results cannot be written: {error}")
 
 
 def load_checkpoint(name_or_path: str, engine: str = "torch") -> tuple[PreTrainedModel | OnnxModel, BaseImageProcessor]:

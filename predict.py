@@ -190,7 +190,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     done, failed = sorted(gather_object(done)), sorted(gather_object(list(failures.items())))
     if not state.is_main_process:
         return
-    write_table(args.output)
+    try:
+        write_table(args.output)
+    except OSError as error:
+        sys.exit(f"predict.py: error: the table cannot be written: {error}. The same command goes on from here.")
     print(f"{len(done)} of {len(paths)} patients segmented; {args.output / 'measurements.csv'}")
     if failed:
         sys.exit("\n".join(f"{name}: {reason}" for name, reason in failed))

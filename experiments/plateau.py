@@ -30,7 +30,10 @@ def read_validations(log: Path) -> list[Validation]:
         OSError: no such file.
         ValueError: not a log of train.py, or none of its epochs was validated.
     """
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    try:
+        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    except ValueError:
+        rows = [None]
     if not all(isinstance(row, dict) and {"epoch", "seconds"} <= row.keys() for row in rows):
         raise ValueError(f"{log} is no log of train.py: every line of one has an epoch and its seconds.")
     validations = [

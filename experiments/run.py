@@ -178,7 +178,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     folder = args.output.resolve()
     data = folder / "data"
-    write_variants(args.dataset, data)
+    try:
+        write_variants(args.dataset, data)
+    except (OSError, ValueError) as error:
+        sys.exit(f"experiments.run: error: {error}")
     for name in args.only:
         train(name, folder, data, args.mixed_precision)
         for what in SCORES:

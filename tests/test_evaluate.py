@@ -417,6 +417,12 @@ def test_an_interrupted_write_leaves_the_former_results(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [output]
 
 
+def test_results_that_cannot_be_written_end_with_a_message(checkpoint, dataset_dir, tmp_path):
+    (tmp_path / "results.png").mkdir()
+    with pytest.raises(SystemExit, match=r"the results cannot be written: .*results\.png"):
+        run_main("--checkpoint", checkpoint, "--dataset", dataset_dir, "--output", tmp_path / "results.json")
+
+
 def test_the_output_must_be_json(capsys):
     with pytest.raises(SystemExit):
         run_main("--checkpoint", "c", "--dataset", "d", "--output", "results.txt")

@@ -181,6 +181,13 @@ def test_what_cannot_be_read_is_listed_and_the_others_go_on(scans, checkpoint, t
     assert (tmp_path / "out" / "anna_mask.nii.gz").exists()
 
 
+def test_a_table_that_cannot_be_written_ends_with_a_message(scans, checkpoint, tmp_path):
+    (tmp_path / "measurements.csv").mkdir()
+    with pytest.raises(SystemExit, match=r"the table cannot be written: .*measurements\.csv"):
+        predict(scans, checkpoint, tmp_path, "anna")
+    assert (tmp_path / "anna_mask.nii.gz").exists()
+
+
 def test_another_patient_of_the_same_name_is_refused(scans, checkpoint, tmp_path):
     predict(scans, checkpoint, tmp_path / "out", "bert.nii")
     before = {name: (tmp_path / "out" / name).read_bytes() for name in ("bert.json", "bert_mask.nii.gz")}

@@ -269,6 +269,7 @@ class TestFullDisk:
     def test_stops_and_goes_on_when_there_is_room(self, run_with_files_up_to, run, tmp_path, size, file):
         with pytest.raises(SystemExit, match=rf"{file}\S* cannot be written: .*Make room") as error:
             run_with_files_up_to(size)
+        assert ("--resume" in error.value.code) == (tmp_path / "run" / "args.json").exists()
         assert isinstance(error.value.code, str)  # printed, and exits with 1
         files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
         assert not [path for path in files if "unfinished" in str(path) or path.name.startswith(".")]

@@ -223,10 +223,10 @@ class RunFolder:
             if unfinished:
                 shutil.rmtree(unfinished, ignore_errors=True)
             reason = first_line(error)
-            saved = self.states[-1].name if self.states else "the start"
-            sys.exit(
-                f"train.py: error: {target} cannot be written: {reason}. Make room; --resume goes on from {saved}."
-            )
+            then = "or choose another --output_dir"
+            if self.arguments:
+                then = f"--resume goes on from {self.states[-1].name if self.states else 'the start'}"
+            sys.exit(f"train.py: error: {target} cannot be written: {reason}. Make room; {then}.")
 
 
 def replace_folder(new: Path, final: Path) -> None:
