@@ -177,7 +177,7 @@ def train(args: argparse.Namespace, run: RunFolder) -> None:
     optimizer = make_optimizer(model, set(report.loaded) if report else set(), args)
     steps = args.epochs * math.ceil(sampler.num_batches / args.gradient_accumulation_steps)
     scheduler = get_cosine_schedule_with_warmup(optimizer, round(args.warmup_ratio * steps), steps)
-    progress = Progress()
+    progress = Progress(sampler.num_batches)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     accelerator.register_for_checkpointing(ema, progress)
     set_seed(args.seed, device_specific=True)  # dropout of its own on each process
@@ -230,6 +230,11 @@ def train(args: argparse.Namespace, run: RunFolder) -> None:
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]
         run.load_state(accelerator)
+        if progress.num_batches != sampler.num_batches:
+            sys.exit(
+                f"--resume: the run in {args.output_dir} has epochs of {progress.num_batches} batches, this dataset of "
+                f"{sampler.num_batches}: its slices are others. Give the run its own, or choose another --output_dir."
+            )
         set_hyperparameters(optimizer, scheduler.scheduler, hyperparameters)
         accelerator.print(
             f"Resuming after {progress.epoch} epochs and {progress.batch} batches ({run.states[-1].name})"

@@ -56,6 +56,16 @@ class TestArguments:
         with pytest.raises(SystemExit, match=r"holds a run of --batch_size 4, not of 8.*--init_from"):
             run("--batch_size", "8", "--resume")
 
+    def test_a_run_of_other_slices_of_the_same_patients(self, run, splits, tmp_path):
+        splits["train"] = splits["train"].select(range(0, len(splits["train"]), 2))
+        other = write_dataset(splits, tmp_path / "other")
+        folder = run("--epochs", "1", "--dataset", other)
+        before = read_log(folder)
+        with pytest.raises(SystemExit, match=r"epochs of \d+ batches, this dataset of \d+: its slices are others"):
+            run("--resume")
+        assert read_log(folder) == before
+        assert len(read_log(run("--resume", "--dataset", other))) == 2
+
     def test_a_run_that_forgets_where_its_weights_came_from(self, run):
         source = run("--epochs", "1", folder="source") / "best"
         run("--epochs", "1", "--init_from", str(source))

@@ -38,7 +38,8 @@ HARMLESS = {
 class Progress:
     """Where the run stands; saved and loaded with each state."""
 
-    def __init__(self):
+    def __init__(self, num_batches: int):
+        self.num_batches = num_batches  # of an epoch
         self.epoch = 0  # epochs completed
         self.batch = 0  # batches of the current epoch completed
         self.loss_sum = 0.0  # over those batches
