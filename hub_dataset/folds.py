@@ -28,8 +28,10 @@ def split_by_fold(splits: DatasetDict, folds: int, fold: int) -> DatasetDict:
     Other splits, such as `test`, stay as they are.
 
     Raises:
-        ValueError: fewer patients than folds, or no such fold.
+        ValueError: `train` or `validation` missing, fewer patients than folds, or no such fold.
     """
+    if missing := {"train", "validation"} - splits.keys():
+        raise ValueError(f"The dataset has no split {', '.join(sorted(missing))}; folds are dealt from both.")
     if not 0 <= fold < folds:
         raise ValueError(f"There is no fold {fold} of {folds}; folds are counted from 0.")
     slices = concatenate_datasets([splits["train"], splits["validation"]])
@@ -78,10 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, help="a new folder")
     args = parser.parse_args(argv)
     try:
-        splits = load_splits(args.dataset)
-        if missing := {"train", "validation"} - splits.keys():
-            raise ValueError(f"{args.dataset} has no split {', '.join(sorted(missing))}; folds are dealt from both.")
-        dealt = split_by_fold(splits, args.folds, args.fold)
+        dealt = split_by_fold(load_splits(args.dataset), args.folds, args.fold)
         write_splits(DatasetDict(train=dealt["train"], validation=dealt["validation"]), args.output)
     except (OSError, ValueError) as error:
         sys.exit(f"hub_dataset.folds: error: {error}")

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.cross_validation import main
 from hub_dataset.build import build_dataset
-from hub_dataset.folds import split_by_fold
+from hub_dataset.folds import split_by_fold, write_splits
 from hub_dataset.loading import load_splits
 from hub_dataset.patients import group_by_patient, read_patient
 from hub_dataset.phantom import write_phantom
@@ -117,6 +117,9 @@ def test_computes_what_is_not_kept_and_names_folds_that_are_not_finished(run, ph
 
 def test_refuses_a_dataset_of_other_patients(run, dataset, phantom_dataset_dir, tmp_path):
     fold = run("--folds", "3", "--fold", "0", "--epochs", "1", "--dataset", dataset)
+    write_splits({"test": load_splits(dataset)["test"]}, tmp_path / "test")
+    with pytest.raises(SystemExit, match=r"no split train, validation; folds are dealt from both"):
+        main(["--dataset", str(tmp_path / "test"), "--predictions", str(tmp_path / "kept"), str(fold)])
     with pytest.raises(SystemExit, match="was validated on other patients than the dataset has in this fold"):
         main(["--dataset", str(phantom_dataset_dir), "--predictions", str(tmp_path / "kept"), str(fold)])
     assert not (tmp_path / "kept").exists()

@@ -98,7 +98,7 @@ class TestRefusals:
         assert not (tmp_path / "run").exists()
 
     def test_a_teacher_that_is_not_there(self, run, tmp_path):
-        with pytest.raises(SystemExit, match=r"^train\.py: error: .*nowhere"):
+        with pytest.raises(SystemExit, match=r"^train\.py: error: The checkpoint '.*nowhere' cannot be loaded; "):
             run("--teacher", str(tmp_path / "nowhere"))
 
     def test_a_teacher_of_other_slices(self, run, save_teacher):

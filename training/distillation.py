@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from modeling.inference import load_model
+from evaluate import load_checkpoint
 
 
 def load_teacher(
@@ -17,10 +17,9 @@ def load_teacher(
         processor: the student's, which normalises the slices of both.
 
     Raises:
-        OSError: no checkpoint under that name.
-        ValueError: a model of other channels, or whose slices are normalised otherwise.
+        ValueError: a checkpoint that cannot be loaded, of other channels, or whose slices are normalised otherwise.
     """
-    teacher, own_processor = load_model(name_or_path)
+    teacher, own_processor = load_checkpoint(name_or_path)
     settings = {
         "num_channels": (teacher.config.num_channels, student.config.num_channels),
         "clip": (getattr(own_processor, "clip", None), processor.clip),
