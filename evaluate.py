@@ -34,7 +34,6 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from hub_dataset.loading import load_splits
 from hub_dataset.patients import COLUMNS, Patient, group_by_patient, read_patient
-from modeling.image_processing_brain_mri import FLAIR
 from modeling.inference import load_model, predict_volume
 from modeling.metrics import Summary, VolumeScores, score_volume, slice_dice, summarize
 from modeling.onnx_inference import OnnxModel, load_onnx_model
@@ -155,8 +154,7 @@ def evaluate_split(
     try:
         for patient_id in progress(own) if progress and state.is_main_process else own:
             patient = read_patient(dataset, patient_id, rows_of[patient_id])
-            flair_only = channels == "flair" and patient.slices.ndim == 4
-            slices = patient.slices[..., FLAIR] if flair_only else patient.slices
+            slices = patient.slices_given(channels)
             if predictions is None:
                 probabilities = predict_volume(model, processor, slices, **options)
             else:

@@ -38,7 +38,7 @@ from modeling.metrics import VolumeScores, score_volume, slice_dice
 from modeling.postprocessing import fill_holes, largest_component, mask_from_probabilities
 from modeling.visualization import new_figure
 
-from .kept_predictions import find_predictions
+from .kept_predictions import find_predictions, read_probabilities
 from .tables import SCORES, score_cells, table
 
 THRESHOLD = 0.5
@@ -213,7 +213,7 @@ def main() -> None:
             if lesion.any()
         ]
         for name, store in models.items():
-            predictions[name].append(store.read(patient_id))
+            predictions[name].append(read_probabilities(store, patient))
 
     lesion = [truth[truth.any(axis=(1, 2))] for truth in truths]
     areas = np.concatenate([mask.sum(axis=(1, 2)) for mask in lesion])

@@ -1,12 +1,14 @@
 """Models' predictions of the patients of a split, as `evaluate.py --predictions` keeps them."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset
 
 from hub_dataset.loading import load_splits
-from hub_dataset.patients import group_by_patient
+from hub_dataset.patients import Patient, group_by_patient
 from modeling.predictions import PredictionStore
 
 
@@ -35,3 +37,13 @@ def find_predictions(
             )
         models[name] = store
     return splits[split], rows_of, models
+
+
+def read_probabilities(store: PredictionStore, patient: Patient) -> np.ndarray:
+    """(S, H, W) float32; ends the process where they are damaged or were made of other slices."""
+    try:
+        if store.holds(patient.patient_id, patient.slices_given(store.made_with.get("channels", "all"))):
+            return store.read(patient.patient_id)
+    except ValueError as error:
+        sys.exit(f"error: {patient.patient_id}: {error}")
+    sys.exit(f"error: the probabilities of {patient.patient_id} are damaged; evaluate.py computes them again.")

@@ -25,7 +25,7 @@ from hub_dataset.patients import read_patient
 from modeling.metrics import confusion_counts, dice
 from modeling.postprocessing import mask_from_probabilities
 
-from .kept_predictions import find_predictions
+from .kept_predictions import find_predictions, read_probabilities
 from .tables import mean_and_interval, table
 
 
@@ -81,10 +81,11 @@ def main(argv: list[str] | None = None) -> None:
     bounds = {name: [] for name in models}
     agreement = []
     for patient_id in tqdm(sorted(rows_of), desc="patients"):
-        truth = read_patient(split, patient_id, rows_of[patient_id]).truth
+        patient = read_patient(split, patient_id, rows_of[patient_id])
+        truth = patient.truth
         masks, scores = {}, []
         for name, store in models.items():
-            probabilities = store.read(patient_id)
+            probabilities = read_probabilities(store, patient)
             masks[name] = mask_from_probabilities(probabilities)
             scores.append(dice(confusion_counts(masks[name], truth)))
             by_slice = best_dice(probabilities, truth)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset
 
+from modeling.image_processing_brain_mri import FLAIR
+
 COLUMNS = ("image", "mask", "patient_id", "slice_index")
 
 
@@ -17,6 +19,10 @@ class Patient:
     slice_indices: list[int]
     slices: np.ndarray
     truth: np.ndarray
+
+    def slices_given(self, channels: str) -> np.ndarray:
+        """The slices for a model that is given `all` channels, or `flair` alone: (S, H, W, 3), or (S, H, W)."""
+        return self.slices[..., FLAIR] if channels == "flair" and self.slices.ndim == 4 else self.slices
 
 
 def group_by_patient(dataset: Dataset) -> dict[str, list[int]]:

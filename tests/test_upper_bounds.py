@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from benchmarks.kept_predictions import read_probabilities
 from benchmarks.upper_bounds import best_dice, main, threshold_counts
 from hub_dataset.build import build_dataset
 from hub_dataset.loading import load_splits
@@ -78,6 +79,19 @@ def test_the_script_sets_models_beside_the_reader_and_one_another(tmp_path, caps
         with pytest.raises(SystemExit):
             main(["--dataset", dataset, *arguments])
         assert why in capsys.readouterr().err
+    store, (patient_id, rows) = PredictionStore.open(tmp_path / "short"), min(group_by_patient(split).items())
+    patient = read_patient(split, patient_id, rows)
+    for name in group_by_patient(split):
+        store.write(name, patient.truth.astype(np.float32), patient.slices + 1)
+    with pytest.raises(SystemExit, match=rf"^error: {patient_id}: .*probabilities of other images"):
+        main(["--dataset", dataset, "--predictions", str(tmp_path / "short")])
+    (tmp_path / "short" / f"{patient_id}.npz").write_bytes(b"")
+    with pytest.raises(SystemExit, match=rf"the probabilities of {patient_id} are damaged"):
+        main(["--dataset", dataset, "--predictions", str(tmp_path / "short")])
+    (flair := PredictionStore(tmp_path / "flair", {"channels": "flair"})).write(
+        patient_id, patient.truth.astype(np.float32), patient.slices_given("flair")
+    )
+    np.testing.assert_array_equal(read_probabilities(flair, patient), patient.truth)
     folders = [str(tmp_path / name) for name in ("exact", "moved")]
     main(["--dataset", dataset, "--predictions", *folders])
     printed = capsys.readouterr().out
