@@ -366,7 +366,7 @@ class BrainMRIImageProcessor(PilBackend):
                 f"BrainMRIImageProcessor does not do {', '.join(unknown)}: it normalises each slice by its own "
                 f"intensities and keeps its pixels. Leave them out."
             )
-        if size_divisor < 1 or clip <= 0:
+        if size_divisor < 1 or not clip > 0:
             raise ValueError(f"size_divisor and clip must be positive, but are {size_divisor} and {clip}.")
         images = [normalize_intensities(image, clip, volume_intensities, volume_share) for image in images]
         if do_pad:
