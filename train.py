@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(args: argparse.Namespace, run: RunFolder) -> None:
+    run.check_place()
     if run.started and not (args.resume or args.dry_run):
         sys.exit(f"{args.output_dir} already holds a run. Go on with --resume, or choose another --output_dir.")
     if args.resume and not run.arguments:

@@ -20,6 +20,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from . import card_text
 from .card_inputs import PHANTOM, ImageSource, Results, TrainingRun, read_results, read_run, source_of
+from .configuration_transunet import TransUNetConfig
+from .configuration_unet import UNetConfig
 from .hub import is_repo_id
 
 CARD = "README.md"
@@ -149,10 +151,13 @@ def write_card(
     """
     if not (checkpoint / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint} holds no config.json; give the folder of a saved model.")
+    config = AutoConfig.from_pretrained(checkpoint)
+    if config.model_type not in (UNetConfig.model_type, TransUNetConfig.model_type):
+        raise ValueError(f"{checkpoint} holds a {config.model_type!r} model, which is none of this package.")
     read = [read_results(path) for path in results]
     picture = next((result.figure for result in read if result.source == PHANTOM and result.figure.is_file()), None)
     card = make_card(
-        AutoConfig.from_pretrained(checkpoint),
+        config,
         checkpoint.resolve().name,
         results=read,
         runs=[read_run(folder) for folder in runs],

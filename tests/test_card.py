@@ -7,6 +7,7 @@ import shutil
 import pytest
 from huggingface_hub import ModelCard
 from tiny_models import tiny_model
+from transformers import SegformerConfig
 
 import evaluate
 from hub_dataset.phantom import write_phantom
@@ -258,6 +259,13 @@ def test_results_of_another_architecture_are_refused(copied, phantom_results, tm
     (tmp_path / "other.json").write_text(json.dumps(report))
     with pytest.raises(ValueError, match="lgg_transunet"):
         write_card(copied, results=[tmp_path / "other.json"])
+
+
+def test_models_of_other_packages_are_refused(tmp_path):
+    SegformerConfig().save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="a 'segformer' model, which is none of this package"):
+        main([str(tmp_path)])
+    assert not (tmp_path / "README.md").exists()
 
 
 def test_a_run_without_an_epoch(tmp_path):

@@ -36,6 +36,13 @@ class TestArguments:
         with pytest.raises(SystemExit, match="already holds a run"):
             run()
 
+    def test_a_place_for_no_folder_is_named_before_data_are_read(self, run, tmp_path):
+        (tmp_path / "file").write_text("kept")
+        for folder in ("file", "file/run"):
+            with pytest.raises(SystemExit, match=r"--output_dir .*/file is a file\. Choose another"):
+                run("--dataset", "nowhere", folder=folder)
+        assert (tmp_path / "file").read_text() == "kept"
+
     def test_nothing_to_resume(self, run):
         with pytest.raises(SystemExit, match="holds no run"):
             run("--resume")

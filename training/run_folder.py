@@ -66,6 +66,13 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self._lock = FileLock(path / "lock", timeout=0)
 
+    def check_place(self) -> None:
+        """End the process where the folder cannot be made, before hours go into what it should hold."""
+        there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            reason = "may not be written" if there.is_dir() else "is a file"
+            sys.exit(f"train.py: error: --output_dir {self.path}: {there} {reason}. Choose another --output_dir.")
+
     def lock(self) -> None:
         """Make the folder and keep other processes from training in it; ends this one where another does."""
         with self._writing(self.path):
