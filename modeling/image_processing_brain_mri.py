@@ -21,6 +21,7 @@ ACCEPTED = (
     "Accepted is one slice of at least 32x32 pixels, as RGB (pre-contrast T1, FLAIR, post-contrast T1) or as one grey "
     "FLAIR channel: a PIL image, a file path, or an array (H, W), (H, W, 1), (H, W, 3) or (3, H, W)."
 )
+GAVE_NAN = "The model gives NaN, as damaged weights do, and half precision where it overflows: load it in float32."
 NOT_DONE = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "pad_size")  # options of other processors
 
 FOREGROUND = 0.1  # of the 99.5th percentile of FLAIR: above the noise, below cerebrospinal fluid at its brightest
@@ -128,7 +129,10 @@ def to_channels(image: np.ndarray) -> np.ndarray:
         raise ValueError(f"The image has the dtype {image.dtype}; intensities must be integers or floats. {ACCEPTED}")
     image = image.astype(np.float32)
     if not np.isfinite(image).all():
-        raise ValueError("The image contains NaN or infinite intensities. Replace them, for instance by zero, first.")
+        raise ValueError(
+            "The image contains NaN or infinite intensities, or some beyond float32. Replace them, for instance by "
+            "zero, first."
+        )
     constant = [image[..., channel].min() == image[..., channel].max() for channel in range(channels)]
     if constant[FLAIR if channels == 3 else 0]:
         raise ValueError(
@@ -396,10 +400,12 @@ class BrainMRIImageProcessor(PilBackend):
             One (height, width) int64 tensor per slice, 0 (background) or 1 (FLAIR abnormality).
 
         Raises:
-            ValueError: a threshold outside (0, 1), another number of sizes than slices, or a size that the padded
-                logits do not cover.
+            ValueError: logits that are NaN, a threshold outside (0, 1), another number of sizes than slices, or a size
+                that the padded logits do not cover.
         """
         logits = outputs.logits.squeeze(1)  # (B, H, W)
+        if logits.isnan().any():
+            raise ValueError(GAVE_NAN)
         if not 0 < threshold < 1:
             raise ValueError(f"threshold is a probability between 0 and 1, exclusive, but is {threshold}.")
         if target_sizes is None:

@@ -7,6 +7,7 @@ cropped to the head (`crop_margin`), and those between two without a lesion are 
 benchmarks/inference.py measures what each gains and what it costs in Dice.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -28,6 +29,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, B
 from .image_processing_brain_mri import (
     FLAIR,
     FOREGROUND,
+    GAVE_NAN,
     MINIMUM_SIZE,
     OCCUPIED,
     slice_intensities,
@@ -135,9 +137,16 @@ def fold_batch_norm(model: nn.Module) -> None:
 
 @torch.inference_mode()
 def predict_probabilities(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Lesion probabilities (B, H, W) float32 of normalised slices (B, 3, H, W), on the CPU."""
+    """Lesion probabilities (B, H, W) float32 of normalised slices (B, 3, H, W), on the CPU.
+
+    Raises:
+        ValueError: the model gives NaN, which would pass for slices without a lesion.
+    """
     pixel_values = pixel_values.to(model.device, model.dtype, memory_format=torch.channels_last)
-    return model(pixel_values=pixel_values).logits.squeeze(1).float().sigmoid().cpu()
+    probabilities = model(pixel_values=pixel_values).logits.squeeze(1).float().sigmoid().cpu()
+    if probabilities.isnan().any():
+        raise ValueError(GAVE_NAN)
+    return probabilities
 
 
 def segment_slice(
@@ -211,11 +220,12 @@ def _is_constant(slices: np.ndarray) -> np.ndarray:
 def worker_pool(threads: int) -> ThreadPoolExecutor:
     """Threads that compute at the same time and have so many of PyTorch's among them; kept until the process ends."""
     workers = min(threads, MAX_WORKERS)
+    shares = iter([threads // workers + (worker < threads % workers) for worker in range(workers)])
     started = Barrier(workers + 1)
 
     def start() -> None:
         torch.get_num_threads()  # the first use in a thread sets its number to the process's
-        torch.set_num_threads(threads // workers)
+        torch.set_num_threads(next(shares))
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="slices", initializer=start)
     for _ in range(workers):
@@ -223,6 +233,10 @@ def worker_pool(threads: int) -> ThreadPoolExecutor:
     started.wait()
     torch.set_num_threads(threads)  # for the threads to come, which would start with the workers' number
     return pool
+
+
+if hasattr(os, "register_at_fork"):  # the pool comes to a forked process without its threads
+    os.register_at_fork(after_in_child=worker_pool.cache_clear)
 
 
 def predict_volume(

@@ -85,7 +85,8 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, kind: str = "d
     """The loss named `kind` (a key of `LOSSES`) of `logits` (B, 1, H, W) against `labels` (B, H, W), 0 or 1.
 
     Raises:
-        ValueError: an unknown `kind`, labels of another shape than the logits, or with other values than 0 and 1.
+        ValueError: an unknown `kind`, labels of another shape than the logits, or, in eager mode, with other values
+            than 0 and 1.
     """
     check_loss_name(kind)
     if labels.shape != (logits.shape[0], *logits.shape[-2:]):
@@ -93,7 +94,8 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, kind: str = "d
             f"labels must have shape {(logits.shape[0], *logits.shape[-2:])}, (batch, height, width) as the pixel "
             f"values, but have {tuple(labels.shape)}."
         )
-    if not ((labels == 0) | (labels == 1)).all():
+    # A compiled or exported graph cannot branch on values.
+    if not torch.compiler.is_compiling() and not ((labels == 0) | (labels == 1)).all():
         raise ValueError(
             f"labels must be 0 (background) or 1 (lesion), but range from {labels.min().item()} to "
             f"{labels.max().item()}. Masks stored as 0/255 need `mask > 0` first."

@@ -1,5 +1,6 @@
 """Slices and volumes through model and processor."""
 
+import multiprocessing
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from tiny_models import randomized, tiny_model
 from torch import nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from modeling import PRESETS, BrainMRIImageProcessor, UNetConfig, UNetForSemanticSegmentation
+from modeling import PRESETS, BrainMRIImageProcessor, UNetConfig, UNetForSemanticSegmentation, inference
 from modeling.image_processing_brain_mri import FLAIR
 from modeling.inference import (
     SCREENING_LEVEL,
@@ -74,6 +75,17 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(threads)
+
+
+def test_a_model_that_gives_nan_finds_no_lesion_absent(tiny_unet, processor):
+    nn.init.constant_(tiny_unet.head.bias, np.nan)
+    volume, _ = make_volume()
+    for segment, images in ((segment_slice, volume[3]), (segment_volume, volume)):
+        with pytest.raises(ValueError, match="The model gives NaN"):
+            segment(tiny_unet, processor, images)
+    outputs = tiny_unet(**processor(images=volume[3], return_tensors="pt"))
+    with pytest.raises(ValueError, match="The model gives NaN"):
+        processor.post_process_semantic_segmentation(outputs)
 
 
 class TestSlice:
@@ -138,6 +150,24 @@ class TestVolume:
         predict_volume(Counting(), processor, make_volume(slices=12)[0], screening_stride=1)
         assert len({name for name, _ in counts}) == 2
         assert {count for _, count in counts} == {1}
+
+    def test_no_core_is_left_over(self, monkeypatch, two_threads):
+        monkeypatch.setattr(inference, "MAX_WORKERS", 2)
+        together = threading.Barrier(2)
+        with inference.worker_pool.__wrapped__(3) as pool:
+            counts = list(pool.map(lambda _: (together.wait(), torch.get_num_threads())[1], range(2)))
+        assert sorted(counts) == [1, 2]
+
+    @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system forks no processes")
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+    def test_a_forked_process_has_workers_of_its_own(self, processor, two_threads):
+        arguments = (Brightness(), processor, make_volume()[0])
+        predict_volume(*arguments)  # whose threads a forked process does not get
+        process = multiprocessing.get_context("fork").Process(target=predict_volume, args=arguments)
+        process.start()
+        process.join(60)
+        process.kill()
+        assert process.exitcode == 0
 
     def test_a_stopped_volume_computes_no_further_slices(self, processor, two_threads):
         class Slow(Brightness):

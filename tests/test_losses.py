@@ -41,6 +41,8 @@ def test_matches_the_formula(kind, example):
     loss = segmentation_loss(logits, labels, kind)
     assert loss.shape == ()
     assert loss.item() == pytest.approx(expected_loss(kind, probabilities, labels.numpy()), rel=1e-5)
+    compiled = torch.compile(segmentation_loss, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(logits, labels, kind), loss)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
