@@ -101,16 +101,6 @@ def launch(demo: gr.Blocks, **options):
     return demo.launch(**settings | options)
 
 
-def available_cores() -> int:
-    """The CPU cores this process may use, counting a container's quota, which PyTorch's own count overlooks."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
-
-
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
@@ -123,12 +113,9 @@ def main() -> None:
             "variable MODEL_IDS is not set. Fetch the weights with `git lfs pull`, train some (see `python train.py\n"
             "--help`), or name Hub ids or directories:\n\n    MODEL_IDS=user/model,path/to/checkpoint python app.py"
         )
-    import torch
+    from modeling.cores import use_cores  # here rather than under the first visitor's first click
 
-    import modeling  # noqa: F401 (here rather than under the first visitor's first click)
-
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(available_cores())
+    use_cores()
     try:
         with private_upload_folder():
             demo = build_demo(models)

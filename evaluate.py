@@ -16,7 +16,6 @@ import importlib.metadata
 import io
 import json
 import math
-import os
 import platform
 import shlex
 import sys
@@ -34,19 +33,17 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from hub_dataset.loading import load_splits
 from hub_dataset.patients import COLUMNS, Patient, group_by_patient, read_patient
-from modeling.inference import load_model, predict_volume
+from modeling.commands import add_inference_arguments, load_checkpoint
+from modeling.cores import use_cores
+from modeling.files import write_atomically
+from modeling.inference import predict_volume
 from modeling.metrics import Summary, VolumeScores, score_volume, slice_dice, summarize
-from modeling.onnx_inference import OnnxModel, load_onnx_model
 from modeling.postprocessing import KEEP_FRACTION, MIN_VOXELS, check_threshold, mask_from_probabilities
 from modeling.predictions import PredictionStore, model_fingerprint, segment_dataset
 from modeling.visualization import new_figure, plot_dice_per_patient, slice_sheet
 
-ENGINES = ("torch", "onnxruntime")  # what computes the network
 CHANNELS = ("all", "flair")
 NUM_EXAMPLES = 3  # worst slices, and best slices, kept for the figure
-VIEWS_HELP = (
-    "average suspect slices over so many views, mirrored and turned, 1 to 4; where one alone is higher, it stays"
-)
 VERSIONS_OF = ("accelerate", "datasets", "numpy", "scipy", "torch", "transformers")
 
 
@@ -296,8 +293,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", default="validation", help="train, validation or test")
     parser.add_argument("--output", required=True, type=Path, metavar="JSON", help="results; the figure lies beside it")
     parser.add_argument("--channels", choices=CHANNELS, default="all", help="flair: give FLAIR as all three channels")
-    parser.add_argument("--engine", choices=ENGINES, default="torch", help="onnxruntime: faster, on the CPU alone")
-    parser.add_argument("--threshold", type=float, default=0.5, help="probability from which a pixel counts as lesion")
+    add_inference_arguments(parser)
     parser.add_argument(
         "--volume_share",
         type=float,
@@ -317,8 +313,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--no_extend", action="store_true", help="post-processing: leave outlines at the threshold that found them"
     )
-    parser.add_argument("--batch_size", type=int, default=1, help="slices computed in one forward pass")
-    parser.add_argument("--views", type=int, default=1, metavar="N", help=VIEWS_HELP)
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N patients only")
     parser.add_argument("--predictions", type=Path, metavar="DIR", help="keep probabilities here, and go on with those")
     parser.add_argument("--no_figure", action="store_true", help="write the JSON only")
@@ -339,6 +333,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.volume_share is not None:
             processor.volume_share = args.volume_share
         state = PartialState()
+        use_cores(state.num_processes)
         if args.engine == "torch":
             model.to(state.device)
         predictions = None
@@ -408,32 +403,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_atomically(args.output.with_suffix(".png"), buffer.getvalue())
     except OSError as error:
         sys.exit(f"evaluate.py: error: the results cannot be written: {error}")
-
-
-def load_checkpoint(name_or_path: str, engine: str = "torch") -> tuple[PreTrainedModel | OnnxModel, BaseImageProcessor]:
-    """The model and processor, with all errors as a `ValueError` that says what a checkpoint is or the engine lacks."""
-    try:
-        return load_onnx_model(name_or_path) if engine == "onnxruntime" else load_model(name_or_path)
-    except (ImportError, RuntimeError) as error:
-        raise ValueError(f"The checkpoint {name_or_path!r} cannot run with --engine {engine}. {error}") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"The checkpoint {name_or_path!r} cannot be loaded; it must be a folder with config.json, "
-            f"model.safetensors and preprocessor_config.json, or USER/NAME on the Hub. {error}"
-        ) from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside `path` and rename, so that an interruption leaves the former file or none, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave the name without the content
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _number(value: float, digits: int = 3) -> str:

@@ -26,8 +26,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from evaluate import ENGINES, VIEWS_HELP, load_checkpoint, write_atomically
+from modeling.commands import add_inference_arguments, load_checkpoint
+from modeling.cores import use_cores
 from modeling.dicom_segmentation import DicomSegmentationError, write_dicom_segmentation
+from modeling.files import write_atomically
 from modeling.inference import CROP_MARGIN, SCREENING_STRIDE
 from modeling.measurements import measure_volume
 from modeling.nifti_files import write_nifti
@@ -46,12 +48,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("patients", nargs="+", type=Path, metavar="PATIENT", help="a folder or a file, one per patient")
     parser.add_argument("--checkpoint", required=True, help="a saved model's folder, or USER/NAME on the Hub")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="made where it does not exist")
-    parser.add_argument("--engine", choices=ENGINES, default="torch", help="onnxruntime: faster, on the CPU alone")
-    parser.add_argument("--threshold", type=float, default=0.5, help="probability from which a voxel counts as lesion")
+    add_inference_arguments(parser)
     parser.add_argument(
         "--no_postprocessing", action="store_true", help="take the voxels that reach the threshold as they are"
     )
-    parser.add_argument("--batch_size", type=int, default=1, help="slices computed in one forward pass")
     parser.add_argument(
         "--screening_stride",
         type=int,
@@ -59,7 +59,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="compute every N-th slice first, then those beside a lesion; 1 computes every slice",
     )
-    parser.add_argument("--views", type=int, default=1, metavar="N", help=VIEWS_HELP)
     parser.add_argument(
         "--whole_frame", action="store_true", help="compute whole slices instead of the window around the head"
     )
@@ -151,6 +150,7 @@ def write_table(folder: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     state = PartialState()
+    use_cores(state.num_processes)
     try:
         check_threshold(args.threshold)
         paths = name_patients(args.patients)

@@ -15,7 +15,6 @@ checkpoints/ (complete states for `--resume`).
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from functools import partial
@@ -37,6 +36,7 @@ from hub_dataset.loading import LesionBatchSampler, TrainingSlices, check_slices
 from hub_dataset.streaming import StreamedBatchSampler, StreamedSlices, StreamedSplit, StreamError, stream_splits
 from modeling import BrainMRIImageProcessor
 from modeling.card import write_card
+from modeling.cores import use_cores
 from modeling.hub import HubError
 from modeling.losses import distillation_loss, segmentation_loss
 from modeling.pretrained import initialize_from
@@ -137,9 +137,7 @@ def train(args: argparse.Namespace, run: RunFolder) -> None:
         )
     set_seed(args.seed)
     if accelerator.device.type == "cpu":
-        # As many threads as there are cores for this process, whatever the launcher's default.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // accelerator.num_processes))
+        use_cores(accelerator.num_processes)
         if not args.low_memory:
             keep_freed_memory()
     for name, (before, now) in changed.items():
@@ -149,9 +147,11 @@ def train(args: argparse.Namespace, run: RunFolder) -> None:
     try:
         with accelerator.local_main_process_first():
             splits, sampler = prepare_data(args)
+            processor = BrainMRIImageProcessor(size_divisor=sampler.size_divisor, volume_share=args.volume_share)
+            recipe = (processor, args.augmentation, args.channels)
+            slices = StreamedSlices(*recipe) if args.streaming else TrainingSlices(splits["train"], *recipe)
         model = AutoModelForSemanticSegmentation.from_config(model_config(args))
         report = initialize_from(model, args.init_from) if args.init_from else None
-        processor = BrainMRIImageProcessor(size_divisor=model.config.size_divisor, volume_share=args.volume_share)
         teacher = load_teacher(args.teacher, model, processor, accelerator) if args.teacher else None
     except (OSError, ValueError) as error:
         sys.exit(f"train.py: error: {error}")
@@ -159,9 +159,8 @@ def train(args: argparse.Namespace, run: RunFolder) -> None:
         accelerator.print(report)
     if teacher:  # crops that both models take
         sampler.size_divisor = math.lcm(sampler.size_divisor, teacher.config.size_divisor)
-    recipe = (processor, args.augmentation, args.channels)
     loader = DataLoader(
-        StreamedSlices(*recipe) if args.streaming else TrainingSlices(splits["train"], *recipe),
+        slices,
         batch_sampler=sampler,
         num_workers=args.num_workers,
         prefetch_factor=4 if args.num_workers else None,

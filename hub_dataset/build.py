@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from modeling.files import write_atomically
 from modeling.hub import HubError, check_destination, upload_folder
 
 from .card import make_card
@@ -36,7 +37,6 @@ from .shards import (
     read_records,
     write_records,
     write_shard,
-    write_text,
 )
 from .source import Patient, check_patient, scan_source
 from .splits import SPLITS
@@ -163,7 +163,7 @@ def _publish(output: Path, report: BuildReport, phantom: bool) -> None:
     card = make_card(
         FEATURES, splits, download_size=download_size, sha256=sha256, missing=report.missing, phantom=phantom
     )
-    write_text(output / "README.md", str(card))
+    write_atomically(output / "README.md", str(card).encode())
     write_records(output / MANIFEST, report.shards)
     shutil.rmtree(output / STAGING, ignore_errors=True)
 

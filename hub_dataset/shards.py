@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, Value
 from PIL import Image as PILImage
 
+from modeling.files import write_atomically
+
 from .source import CLINICAL_COLUMNS, Patient, SliceFiles, read_slice
 from .splits import SPLITS, institution_of, split_of
 
@@ -191,14 +193,7 @@ def read_records(path: Path) -> dict[str, ShardRecord]:
 def write_records(path: Path, records: dict[str, ShardRecord]) -> None:
     """Write records as JSON; no reader sees half of it."""
     shards = {name: asdict(record) for name, record in records.items()}
-    write_text(path, json.dumps({"shards": shards}, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file by way of a temporary one, so that it is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps({"shards": shards}, indent=2).encode() + b"\n")
 
 
 def _record_path(staged: Path) -> Path:

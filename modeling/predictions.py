@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from .files import replacing, write_atomically
 from .hub import weight_files
 from .inference import predict_volume
 
@@ -104,8 +104,7 @@ class PredictionStore:
         if any(self.folder.glob("*.npz")):
             self._check()
         else:
-            text = json.dumps(made_with, indent=2).encode() + b"\n"
-            self._replace(self.folder / MADE_WITH, lambda file: file.write(text))
+            write_atomically(self.folder / MADE_WITH, json.dumps(made_with, indent=2).encode() + b"\n")
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> "PredictionStore":
@@ -156,7 +155,8 @@ class PredictionStore:
         """
         self._check()
         arrays = {"probabilities": probabilities, "volume": volume_fingerprint(slices)}
-        self._replace(self._path(name), lambda file: np.savez_compressed(file, **arrays))
+        with replacing(self._path(name)) as unfinished, unfinished.open("wb") as file:
+            np.savez_compressed(file, **arrays)
 
     def _check(self) -> None:
         if differing := differences(read_record(self.folder), self.made_with):
@@ -169,15 +169,6 @@ class PredictionStore:
         if not name or Path(name).name != name:
             raise ValueError(f"A patient's name becomes that of a file, which {name!r} cannot.")
         return self.folder / f"{name}.npz"
-
-    def _replace(self, path: Path, write: Callable) -> None:
-        unfinished = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
-        try:
-            with unfinished.open("wb") as file:
-                write(file)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 def segment_dataset(

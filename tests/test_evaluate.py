@@ -18,6 +18,7 @@ from evaluate import evaluate_split, format_table, plot_result
 from hub_dataset.loading import load_splits
 from hub_dataset.patients import group_by_patient
 from modeling import BrainMRIImageProcessor, UNetConfig, UNetForSemanticSegmentation
+from modeling.files import write_atomically
 from modeling.inference import predict_volume
 from modeling.metrics import confusion_counts, dice, hausdorff95
 from modeling.postprocessing import mask_from_probabilities
@@ -412,7 +413,7 @@ def test_an_interrupted_write_leaves_the_former_results(tmp_path, monkeypatch):
     output.write_bytes(b"former")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        evaluate.write_atomically(output, b"new")
+        write_atomically(output, b"new")
     assert output.read_bytes() == b"former"
     assert list(tmp_path.iterdir()) == [output]
 

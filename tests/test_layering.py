@@ -11,7 +11,7 @@ ALLOWED = {
     "modeling": set(),
     "hub_dataset": {"modeling"},
     "evaluate": {"modeling", "hub_dataset"},
-    "predict": {"modeling", "evaluate"},
+    "predict": {"modeling"},
     "training": {"modeling", "hub_dataset", "evaluate"},
     "train": {"modeling", "hub_dataset", "evaluate", "training"},
     "space": {"modeling"},

@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from evaluate import load_checkpoint
+from modeling.commands import load_checkpoint
 
 
 def load_teacher(

@@ -19,15 +19,16 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from evaluate import without_nan, write_atomically
+from evaluate import without_nan
 from hub_dataset.streaming import first_line
 from modeling import BrainMRIImageProcessor
+from modeling.files import write_atomically
 
 # Arguments that must stay as they are on resume: the model, which weights were loaded, and what the schedule and the
 # states count in.
 FIXED = ("model", "config", "init_from", "optimizer", "batch_size", "gradient_accumulation_steps", "empty_ratio")
 # What a killed process was writing: see `write_atomically`.
-UNFINISHED = re.compile(r"\.((args|split|not_finite)\.json|log\.jsonl|(curves|validation)\.png)\.\d+")
+UNFINISHED = re.compile(r"\.((args|split|not_finite)\.json|log\.jsonl|(curves|validation)\.png)\..*\.\d+")
 # Arguments that may differ on resume without a word: they do not shape the result.
 HARMLESS = {
     *("resume", "output_dir", "num_workers", "checkpoint_minutes", "keep_checkpoints"),
