@@ -21,10 +21,12 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -332,7 +334,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         model, processor = load_checkpoint(args.checkpoint, args.engine)
         if args.volume_share is not None:
             processor.volume_share = args.volume_share
-        state = PartialState()
+        # Processes on CPUs find each other only if this is said, and one may be done long before the others.
+        state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
         use_cores(state.num_processes)
         if args.engine == "torch":
             model.to(state.device)

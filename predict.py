@@ -6,10 +6,10 @@
 Each argument is one patient: a folder with the files of one examination, or a single file. The output then holds, for
 each, NAME_mask.nii.gz in the input's own space, for a DICOM series NAME_mask_seg.dcm, a DICOM SEG on its slices, too,
 and NAME.json with the measurements, as they come; measurements.csv with a line for each patient whose results are in
-the folder, also from former runs; and probabilities/. Slices are counted from 1. Under `accelerate launch`, also on
-several machines with one file system, the processes share the patients. The same command goes on where it was stopped.
-Patients that cannot be read are listed at the end, with the reason, and the exit code is then 1. Research only, not a
-medical device.
+the folder, also from former runs; and probabilities/. Slices are counted from 1, from the feet where the input says
+where they lie. Under `accelerate launch`, also on several machines with one file system, the processes share the
+patients. The same command goes on where it was stopped. Patients that cannot be read are listed at the end, with the
+reason, and the exit code is then 1. Research only, not a medical device.
 """
 
 import argparse
@@ -18,10 +18,12 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
@@ -29,14 +31,17 @@ from tqdm import tqdm
 from modeling.commands import add_inference_arguments, load_checkpoint
 from modeling.cores import use_cores
 from modeling.dicom_segmentation import DicomSegmentationError, write_dicom_segmentation
-from modeling.files import write_atomically
+from modeling.files import replacing, write_atomically
 from modeling.inference import CROP_MARGIN, SCREENING_STRIDE
+from modeling.input_checks import warnings_of
 from modeling.measurements import measure_volume
 from modeling.nifti_files import write_nifti
 from modeling.postprocessing import check_threshold, describe_removed, mask_from_probabilities, outline_threshold
 from modeling.predictions import PredictionStore, model_fingerprint, segment_dataset, weights_sha256
 from modeling.volume_files import MRVolume, read_volume
 
+PROBABILITIES = "probabilities"
+TABLE_FILE = "measurements.csv"
 TABLE = (
     "patient", "num_slices", "lesion_voxels", "volume_ml", "long_mm", "short_mm", "largest_slice", "threshold",
     "postprocessing", "warnings",
@@ -75,13 +80,36 @@ def name_patients(paths: Sequence[Path]) -> dict[str, Path]:
     """Name -> path of each patient.
 
     Raises:
-        ValueError: two patients of one name.
+        ValueError: two patients of one name, or a name that is no text.
     """
     named: dict[str, Path] = {}
     for path in paths:
+        try:
+            patient_name(path).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"The name {path.name!r} is not in UTF-8, so no table can hold it; rename it.") from None
         if (other := named.setdefault(patient_name(path), path)) != path:
             raise ValueError(f"{other} and {path} would both be called {patient_name(path)!r}; rename one.")
     return named
+
+
+def result_files(folder: Path, name: str) -> tuple[Path, Path, Path]:
+    """Where a patient's mask, DICOM SEG and measurements go."""
+    return folder / f"{name}_mask.nii.gz", folder / f"{name}_mask_seg.dcm", folder / f"{name}.json"
+
+
+def check_output(folder: Path, names: Iterable[str]) -> None:
+    """Raise `ValueError` where results would take the place of files that this program did not write."""
+    table = folder / TABLE_FILE
+    foreign = [table] if table.is_file() and not table.read_bytes().startswith(b"patient,num_slices,") else []
+    for name in names:
+        *masks, json_ = result_files(folder, name)
+        ours = (folder / PROBABILITIES / f"{name}.npz").exists() or (
+            json_.is_file() and b'"weights_sha256"' in json_.read_bytes()
+        )
+        foreign += [path for path in (*masks, json_) if path.exists() and not ours]
+    if foreign:
+        raise ValueError(f"{foreign[0]} is there already, and not by predict.py. Choose another --output.")
 
 
 def write_patient(
@@ -95,30 +123,27 @@ def write_patient(
     if postprocessed:
         mask = mask_from_probabilities(probabilities, threshold=args.threshold)
         outlined_at = round(outline_threshold(probabilities, args.threshold), 4)
-    path = args.output / f"{name}_mask.nii.gz"
-    unfinished = path.with_name(f".{path.name}")
-    write_nifti(unfinished, mask, volume.geometry)
-    unfinished.replace(path)
+    nifti, dicom, json_ = result_files(args.output, name)
+    with replacing(nifti) as unfinished:
+        write_nifti(unfinished, mask, volume.geometry)
     removed = describe_removed(reached, mask)
-    warnings = [*volume.warnings, *([removed] if removed else [])]
+    warnings = [*warnings_of(volume), *([removed] if removed else [])]
     if volume.headers:
-        path = args.output / f"{name}_mask_seg.dcm"
-        unfinished = path.with_name(f".{path.name}")
         try:
-            write_dicom_segmentation(
-                unfinished,
-                mask,
-                volume.headers,
-                volume.geometry,
-                model=Path(args.checkpoint).name,
-                weights_sha256=provenance["weights_sha256"],
-                parameters={
-                    "threshold": args.threshold,
-                    "outline_threshold": outlined_at,
-                    "postprocessing": postprocessed,
-                },
-            )
-            unfinished.replace(path)
+            with replacing(dicom) as unfinished:
+                write_dicom_segmentation(
+                    unfinished,
+                    mask,
+                    volume.headers,
+                    volume.geometry,
+                    model=Path(args.checkpoint).resolve().name,
+                    weights_sha256=provenance["weights_sha256"],
+                    parameters={
+                        "threshold": args.threshold,
+                        "outline_threshold": outlined_at,
+                        "postprocessing": postprocessed,
+                    },
+                )
         except DicomSegmentationError as error:
             warnings.append(str(error))
     report = {
@@ -131,7 +156,7 @@ def write_patient(
         "description": volume.description,
         "warnings": warnings,
     }
-    write_atomically(args.output / f"{name}.json", json.dumps(report, indent=2).encode() + b"\n")
+    write_atomically(json_, json.dumps(report, indent=2).encode() + b"\n")
 
 
 def write_table(folder: Path) -> None:
@@ -144,12 +169,13 @@ def write_table(folder: Path) -> None:
         report = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         long, short = report["diameters_mm"] or (None, None)
         table.writerow(report | {"long_mm": long, "short_mm": short, "warnings": " ".join(report["warnings"])})
-    write_atomically(folder / "measurements.csv", text.getvalue().encode())
+    write_atomically(folder / TABLE_FILE, text.getvalue().encode())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    state = PartialState()
+    # Processes on CPUs find each other only if this is said, and one may be done long before the others.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
     use_cores(state.num_processes)
     try:
         check_threshold(args.threshold)
@@ -165,7 +191,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         # Neither device nor engine, which change no more than the rounding.
         recipe = {"processor": processor.to_dict(), "options": options}
-        store = PredictionStore(args.output / "probabilities", {"model": model_fingerprint(model), **recipe})
+        check_output(args.output, paths)
+        store = PredictionStore(args.output / PROBABILITIES, {"model": model_fingerprint(model), **recipe})
         provenance = {"checkpoint": args.checkpoint, "weights_sha256": weights_sha256(args.checkpoint), **recipe}
     except (OSError, ValueError) as error:
         sys.exit(f"predict.py: error: {error}")
@@ -194,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_table(args.output)
     except OSError as error:
         sys.exit(f"predict.py: error: the table cannot be written: {error}. The same command goes on from here.")
-    print(f"{len(done)} of {len(paths)} patients segmented; {args.output / 'measurements.csv'}")
+    print(f"{len(done)} of {len(paths)} patients segmented; {args.output / TABLE_FILE}")
     if failed:
         sys.exit("\n".join(f"{name}: {reason}" for name, reason in failed))
 

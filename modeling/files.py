@@ -9,12 +9,12 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to, which then takes its place.
+    """Gives a path beside `path`, with the same suffix, to write to; it then takes its place.
 
     An interruption leaves the former file or none, never half of one. Several processes, also of several machines on
     one file system, do not meet.
     """
-    unfinished = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
+    unfinished = path.with_name(f".{platform.node()}.{os.getpid()}.{path.name}")
     try:
         yield unfinished
         with unfinished.open("rb+") as file:

@@ -1,4 +1,4 @@
-"""Does an image look like what the models were trained on? Arrays in, sentences for people out; nothing is refused.
+"""Does an image look like what the models were trained on? Sentences for people; nothing is refused.
 
 The limits were set on the training slices of the LGG dataset, on nearly all of which the checks stay silent, and on
 inverted, colour-mapped, framed and turned copies of them.
@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from .image_processing_brain_mri import FLAIR, head_mask
+from .volume_files import MRVolume
 
 SIDE = 256  # pixels; larger slices are looked at in steps
 SLICES = 7  # of a volume, from its middle half
@@ -107,6 +108,13 @@ def check_volume(slices: np.ndarray, pixel_aspect: float = 1.0) -> list[Finding]
     chosen = sorted({middle[round(place)] for place in np.linspace(0, len(middle) - 1, min(SLICES, len(middle)))})
     found = Counter(finding for index in chosen for finding in check_slice(slices[index], pixel_aspect))
     return [finding for finding, times in found.items() if 2 * times > len(chosen)]
+
+
+def warnings_of(volume: MRVolume) -> list[str]:
+    """What the reader of a volume found odd, then what its images look like."""
+    spacing = volume.spacing
+    findings = check_volume(volume.slices, spacing[1] / spacing[2] if spacing else 1.0)
+    return [*volume.warnings, *(finding.message for finding in findings)]
 
 
 def looks_colour_mapped(image: np.ndarray) -> bool:

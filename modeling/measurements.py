@@ -37,8 +37,8 @@ def measure_volume(mask: np.ndarray, spacing: Spacing | None, no_spacing: str = 
 
     Returns:
         `num_slices`, `height`, `width`, `spacing_mm`, `lesion_voxels`, `volume_ml`, `largest_slice` (counted
-        from 1), `diameters_mm` on that slice, `reason` (why `volume_ml` or `diameters_mm` is None) and
-        `area_per_slice_pixels`.
+        from 1; None where there is no lesion), `diameters_mm` on that slice, `reason` (why `volume_ml` or
+        `diameters_mm` is None) and `area_per_slice_pixels`.
     """
     areas, largest = area_per_slice(mask), largest_slice(mask)
     reason = None
@@ -54,7 +54,7 @@ def measure_volume(mask: np.ndarray, spacing: Spacing | None, no_spacing: str = 
         "spacing_mm": None if spacing is None else [round(float(length), 4) for length in spacing],
         "lesion_voxels": int(areas.sum()),
         "volume_ml": None if spacing is None else round(volume_ml(mask, spacing), 3),
-        "largest_slice": largest + 1,
+        "largest_slice": largest + 1 if mask.any() else None,
         "diameters_mm": None if reason else [round(length, 1) for length in diameters(mask[largest], spacing[1:])],
         "reason": reason,
         "area_per_slice_pixels": areas.tolist(),

@@ -101,7 +101,7 @@ class PredictionStore:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.made_with = json.loads(json.dumps(made_with))
-        if any(self.folder.glob("*.npz")):
+        if any(self.folder.glob("[!.]*.npz")):
             self._check()
         else:
             write_atomically(self.folder / MADE_WITH, json.dumps(made_with, indent=2).encode() + b"\n")

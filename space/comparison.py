@@ -11,7 +11,7 @@ from .handlers import Progress, check_request, draw, no_progress
 from .results import file_stem, first_path, new_folder, plain, volume_measurements, write_masks, write_volume_zip
 from .uploads import InputError, read_uploaded_mask, read_uploaded_volume
 from .viewer import HEADROOM, write_view
-from .volume_handlers import predict, warnings_of
+from .volume_handlers import predict
 
 AGREEMENT = {"both": 1, "a_only": 2, "b_only": 3}  # voxels of the map of agreement
 AGREEMENT_COLOR = (0, 158, 115)  # bluish green of the palette that `modeling.visualization` uses
@@ -114,6 +114,7 @@ def compare(
     removed: tuple[str | None, str | None],
 ) -> Comparison:
     """Score, measure and write two masks (S, H, W) of an `MRVolume`; `removed` as in `Prediction`, of each."""
+    from modeling.input_checks import warnings_of
     from modeling.metrics import confusion_counts, dice, hausdorff95, iou
     from modeling.nifti_files import write_nifti
     from modeling.visualization import volume_to_grey

@@ -63,20 +63,12 @@ def open_volume(paths) -> VolumePreview:
     Raises:
         InputError: files that do not make up one volume.
     """
+    from modeling.input_checks import warnings_of
     from modeling.visualization import volume_to_grey
 
     volume = read_uploaded_volume(paths)
     view = write_view(new_folder(), volume_to_grey(volume.flair, HEADROOM), volume.spacing)
     return VolumePreview(view, volume.spacing, warnings_of(volume), volume.description)
-
-
-def warnings_of(volume) -> list[str]:
-    """What the reader of an `MRVolume` found odd, then what its images look like."""
-    from modeling.input_checks import check_volume
-
-    spacing = volume.spacing
-    findings = check_volume(volume.slices, spacing[1] / spacing[2] if spacing else 1.0)
-    return list(volume.warnings) + [finding.message for finding in findings]
 
 
 def segment_volume(
@@ -104,6 +96,8 @@ def segment_volume(
     volume = read_uploaded_volume(paths)
 
     from modeling.dicom_segmentation import DicomSegmentationError
+    from modeling.input_checks import warnings_of
+    from modeling.measurements import largest_slice
     from modeling.test_time_augmentation import disagreement
     from modeling.views import VIEWS
     from modeling.visualization import volume_to_grey
@@ -139,7 +133,7 @@ def segment_volume(
             folder,
             volume_to_grey(volume.flair, HEADROOM),
             volume.spacing,
-            measurements["largest_slice"] - 1,
+            largest_slice(prediction.mask),
             probabilities=prediction.probabilities,
             mask=prediction.mask,
             threshold=threshold,

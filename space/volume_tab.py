@@ -76,9 +76,9 @@ def volume_tab(models: dict[str, str], demo: gr.Blocks) -> None:
         Returns:
             The mask as NIfTI in the input's own space, everything (masks, for a DICOM series as DICOM SEG, too,
             probabilities, outlines, measurements) as ZIP, and the measurements: model, weights_sha256, threshold,
-            postprocessing, num_slices, height, width, spacing_mm, lesion_voxels, volume_ml, largest_slice (from 1),
-            diameters_mm, reason (why a measurement is missing), area_per_slice_pixels, and warnings (what looks wrong
-            with the images, and why there is no DICOM SEG where the headers do not do for one).
+            postprocessing, num_slices, height, width, spacing_mm, lesion_voxels, volume_ml, largest_slice (from 1; null
+            without a lesion), diameters_mm, reason (why a measurement is missing), area_per_slice_pixels, and warnings
+            (what looks wrong with the images, and why there is no DICOM SEG where the headers do not do for one).
         """
         result = segment_volume(files, model, threshold, models, progress)
         return result.masks["nifti"], result.zip_path, result.measurements

@@ -3,6 +3,9 @@
 import csv
 import hashlib
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +18,14 @@ from pydicom import dcmread
 from tiny_models import tiny_model
 from volume_samples import AFFINE, SPACING, head, read_dicom_seg, save_dicom, save_nifti, save_slices, save_zip
 
+from hub_dataset.phantom import phantom_volume
 from modeling import BrainMRIImageProcessor
 from modeling.inference import CROP_MARGIN, load_model, segment_volume
 from modeling.measurements import volume_ml
 from modeling.postprocessing import outline_threshold
 from predict import main
 
+ROOT = Path(__file__).resolve().parent.parent
 THRESHOLD = 0.45  # a random network's probabilities lie on both sides of it
 
 
@@ -90,6 +95,9 @@ def test_masks_and_measurements_of_all_kinds_of_input(scans, checkpoint, tmp_pat
     assert float(rows[0]["volume_ml"]) == report["volume_ml"]
     assert int(rows[2]["lesion_voxels"]) == mask.sum()
     assert rows[2]["volume_ml"] == "", "numbered slices have no spacing"
+    assert [bool(row["warnings"]) for row in rows] == [
+        bool(json.loads((tmp_path / f"{name}.json").read_text())["warnings"]) for name in names
+    ]
     assert int(rows[0]["largest_slice"]) == mask.sum(axis=(1, 2)).argmax() + 1, "counted from 1, like the files"
 
 
@@ -206,6 +214,40 @@ def test_a_series_that_does_not_say_where_it_lies_has_a_mask_but_no_dicom_seg(ch
     assert "There is no DICOM SEG" in json.loads((tmp_path / "out" / "emil.json").read_text())["warnings"][-1]
 
 
+def test_images_that_look_wrong_are_told_of(checkpoint, tmp_path):
+    flair = phantom_volume(0, num_slices=12, size=96).slices[..., 1]
+    save_nifti(tmp_path / "upright.nii.gz", flair)
+    save_nifti(tmp_path / "inverted.nii.gz", 255 - flair)
+    predict(tmp_path, checkpoint, tmp_path / "out", "upright.nii.gz", "inverted.nii.gz")
+    upright, inverted = (
+        " ".join(json.loads((tmp_path / "out" / f"{name}.json").read_text())["warnings"])
+        for name in ("upright", "inverted")
+    )
+    assert "the contrast looks inverted" in inverted
+    assert "inverted" not in upright
+
+
+@pytest.mark.parametrize("name", ["anna.json", "anna_mask.nii.gz", "measurements.csv"])
+def test_files_of_others_are_not_replaced(scans, checkpoint, tmp_path, name):
+    (tmp_path / name).write_text('{"EchoTime": 0.1}')
+    with pytest.raises(SystemExit, match=rf"{re.escape(name)} is there already, and not by predict\.py"):
+        predict(scans, checkpoint, tmp_path, "anna")
+    assert files_in(tmp_path) == {name}
+    assert (tmp_path / name).read_text() == '{"EchoTime": 0.1}'
+
+
+def test_results_without_their_probabilities_are_its_own(scans, checkpoint, tmp_path):
+    predict(scans, checkpoint, tmp_path, "anna")
+    shutil.rmtree(tmp_path / "probabilities")
+    predict(scans, checkpoint, tmp_path, "anna")
+
+
+def test_a_name_that_is_no_text_is_refused(checkpoint, tmp_path):
+    name = os.fsdecode(b"M\xfcller.nii")
+    with pytest.raises(SystemExit, match=r"'M\\udcfcller\.nii' is not in UTF-8"):
+        predict(tmp_path, checkpoint, tmp_path / "out", name)
+
+
 def test_two_patients_of_one_name_are_refused(scans, checkpoint, tmp_path):
     save_nifti(tmp_path / "anna.nii.gz", head().slices[..., 1])
     with pytest.raises(SystemExit, match="both be called 'anna'"):
@@ -213,14 +255,13 @@ def test_two_patients_of_one_name_are_refused(scans, checkpoint, tmp_path):
 
 
 def test_two_processes_share_the_patients(scans, checkpoint, tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "predict.py"]
+    config = ROOT / "examples" / "accelerate" / "two_cpu_processes.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "predict.py"]
     options = ["--checkpoint", checkpoint, "--output", tmp_path, "--no_postprocessing"]
     names = ("anna", "bert.nii", "cleo.zip")
-    subprocess.run(
-        [*launch, *options, *(scans / name for name in names)],
-        check=True,
-        cwd=Path(__file__).resolve().parent.parent,
-        capture_output=True,
-    )
+    command = [*launch, *options, *(scans / name for name in names)]
+    run = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.stdout.count("3 of 3 patients segmented") == 1
+    assert "2/2" in run.stderr, "the first process has the first and the third"
     with (tmp_path / "measurements.csv").open() as file:
         assert [row["patient"] for row in csv.DictReader(file)] == ["anna", "bert", "cleo"]

@@ -151,11 +151,11 @@ class TestRun:
 class TestResume:
     def test_what_others_put_into_the_folder_stays(self, run, tmp_path):
         (tmp_path / "run").mkdir()
-        for name in (".notes.2024", ".args.json.machine.4711"):
+        for name in (".notes.2024", ".machine.4711.args.json"):
             (tmp_path / "run" / name).write_text("mine")
         folder = run("--epochs", "1")
         assert (folder / ".notes.2024").read_text() == "mine"
-        assert not (folder / ".args.json.machine.4711").exists(), "what a killed process was writing"
+        assert not (folder / ".machine.4711.args.json").exists(), "what a killed process was writing"
 
     def test_a_card_with_scores_is_published_as_it_is(self, run, monkeypatch):
         folder = run("--epochs", "1")

@@ -28,7 +28,7 @@ from modeling.files import write_atomically
 # states count in.
 FIXED = ("model", "config", "init_from", "optimizer", "batch_size", "gradient_accumulation_steps", "empty_ratio")
 # What a killed process was writing: see `write_atomically`.
-UNFINISHED = re.compile(r"\.((args|split|not_finite)\.json|log\.jsonl|(curves|validation)\.png)\..*\.\d+")
+UNFINISHED = re.compile(r"\..*\.\d+\.((args|split|not_finite)\.json|log\.jsonl|(curves|validation)\.png)")
 # Arguments that may differ on resume without a word: they do not shape the result.
 HARMLESS = {
     *("resume", "output_dir", "num_workers", "checkpoint_minutes", "keep_checkpoints"),
