@@ -18,6 +18,7 @@ SAME_POSITION = 1e-3  # mm
 UNEVEN = 0.1  # of the distance between slices
 SPARE_BYTES = 2**20  # of a compressed file, beside two bytes for each pixel
 TO_NIFTI = "Convert the series to NIfTI, for instance with dcm2niix."
+UNEVENLY = "the slices lie unevenly"
 NO_POSITION = "its DICOM headers do not say where the slices lie"
 
 
@@ -63,7 +64,7 @@ def read_series(files: Sequence[InputFile]) -> dict[str, list[Instance]]:
             series[instance.series].append(instance)
     if not series:
         raise VolumeFileError(f"The DICOM files hold no images but other objects, such as {others[0]}.")
-    patients = {instance.patient for instances in series.values() for instance in instances}
+    patients = {instance.patient for instances in series.values() for instance in instances if instance.patient}
     if len(patients) > 1:
         raise VolumeFileError(f"The DICOM files belong to {len(patients)} patients. Give those of one patient.")
     named = {}
@@ -98,7 +99,7 @@ def read_header(file: InputFile) -> Instance | str:
             header=header,
             rows=rows,
             columns=columns,
-            patient=str(header.get("PatientID") or ""),
+            patient=str(header.get("PatientID") or header.get("PatientName") or ""),
             series=str(header.get("SeriesInstanceUID") or ""),
             description=description.replace("/", " ").strip(),
             number=int(header.get("InstanceNumber") or 0),
@@ -110,6 +111,24 @@ def read_header(file: InputFile) -> Instance | str:
         raise
     except Exception as error:  # pydicom lets through whatever its parts raise on damaged files
         raise damaged(file.name, error) from None
+
+
+def examined_apart(instance: Instance, flair: Instance) -> str:
+    """Why a series shows nothing of what lies at the same place in FLAIR, as the end of a sentence; "" where it does.
+
+    One examination may be several studies, for its bills; they have the day and the frame of reference in common.
+    """
+
+    def differs(keyword: str, unknown: bool = False) -> bool:
+        own, other = (str(header.get(keyword) or "") for header in (instance.header, flair.header))
+        return own != other if own and other else unknown
+
+    if differs("FrameOfReferenceUID"):
+        return "it lies in another frame of reference"
+    same_place = not differs("FrameOfReferenceUID", unknown=True)
+    if differs("StudyInstanceUID") and (differs("StudyDate") or not same_place):
+        return "it is of another examination"
+    return ""
 
 
 def open_dicom(data: bytes, **options):
@@ -171,6 +190,8 @@ def read_scan(name: str, instances: Sequence[Instance]) -> Scan:
         spacing = None if no_spacing else geometry.axial_spacing
         if no_spacing:
             warnings.append(f"Of {name!r}, {no_spacing}: areas and volumes are given in pixels and voxels alone.")
+        if no_spacing.startswith(UNEVENLY):
+            warnings.append("A NIfTI mask of it has even slices, which lie elsewhere; its DICOM SEG lies on the scan.")
         warnings += describe_plane(name, geometry)
         check_size(name, geometry.axial_shape)
         voxels = np.ascontiguousarray(geometry.to_axial(read_pixels(instances).transpose(2, 1, 0)))
@@ -229,7 +250,7 @@ def locate(name: str, instances: Sequence[Instance]) -> tuple[list[Instance], np
             )
         step = (positions[-1] - positions[0]) / (len(instances) - 1)
         if gaps.max() - gaps.min() > UNEVEN * np.median(gaps):
-            no_spacing = f"the slices lie unevenly, {gaps.min():.1f} to {gaps.max():.1f} mm apart (is one missing?)"
+            no_spacing = f"{UNEVENLY}, {gaps.min():.1f} to {gaps.max():.1f} mm apart (is one missing?)"
     if instances[0].spacing is None:
         no_spacing = "its DICOM headers do not give the distance between pixels"
     between_rows, between_columns = instances[0].spacing or (1.0, 1.0)

@@ -11,6 +11,7 @@ from .volume_geometry import Geometry
 
 MANUFACTURER = "lgg-segmentation"
 SERIES_DESCRIPTION = "FLAIR abnormality, AI outline: research only, not clinical"
+SAME_DISTANCE = 0.01  # of the distance between slices
 SERIES_NUMBER = 9000  # far from those of scanners
 # In the order in which people would look for them.
 REQUIRED = (
@@ -79,10 +80,14 @@ def write_dicom_segmentation(
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    first = deepcopy(headers[0])  # from which patient, study and pixel sizes are taken
+    headers = [deepcopy(header) for header in headers]
+    first = headers[0]  # from which patient, study and pixel sizes are taken
     for keyword in MAY_BE_EMPTY:
         first.setdefault(keyword, "")
+    for header in headers:  # which may differ by rounding
+        header.ImageOrientationPatient = first.ImageOrientationPatient
     first.SliceThickness = first.get("SliceThickness") or float(np.linalg.norm(geometry.affine[:3, 2]))
+    set_spacing_between_slices(first, headers)
     algorithm = hd.AlgorithmIdentificationSequence(
         name=long_string(model),
         family=codes.cid7162.ArtificialIntelligence,
@@ -103,8 +108,11 @@ def write_dicom_segmentation(
     segment.SegmentDescription = "Drawn by a model on brain MR. Research only: not for diagnosis or treatment."
     frames = geometry.from_axial(mask).transpose(2, 1, 0)  # (column, row, slice) -> (slice, row, column)
     try:
+        # One character set that holds every name: highdicom takes fewer than there are.
+        first.decode()
+        first.SpecificCharacterSet = "ISO_IR 192"
         segmentation = hd.seg.Segmentation(
-            source_images=[first, *headers[1:]],
+            source_images=headers,
             pixel_array=np.ascontiguousarray(frames.astype(bool)),
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[segment],
@@ -128,6 +136,17 @@ def write_dicom_segmentation(
         raise DicomSegmentationError(
             f"There is no DICOM SEG: the DICOM headers of the series hold what none can be made of ({reason})."
         ) from error
+
+
+def set_spacing_between_slices(first, headers: Sequence) -> None:
+    """Give `first` the distance at which the slices lie, or none where it varies; some scanners store the gap."""
+    if "SpacingBetweenSlices" in first:
+        del first.SpacingBetweenSlices
+    directions = np.reshape(np.asarray(first.ImageOrientationPatient, dtype=float), (2, 3))
+    positions = np.asarray([header.ImagePositionPatient for header in headers], dtype=float)
+    distances = np.abs(np.diff(positions @ np.cross(*directions)))
+    if len(distances) and np.ptp(distances) <= SAME_DISTANCE * distances.mean():
+        first.SpacingBetweenSlices = round(float(distances.mean()), 6)
 
 
 def long_string(text: str) -> str:

@@ -12,6 +12,7 @@ from .scans import LIMITS, MAX_SIDE, MAX_VOXELS, Scan, check_intensities, check_
 from .volume_geometry import Geometry
 
 MAX_EXTENSION_BYTES = 2**24  # between the header and the voxels
+OTHER_SIZE = 0.2  # by which a voxel's size differs from another; a sheared affine's edges are a little longer
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 
 
@@ -81,6 +82,15 @@ def read_nifti(file: InputFile, *, mask: bool = False) -> Scan:
             f"{file.name!r} has the identity as its affine, which tools write where the geometry was lost: the "
             f"orientation, and lengths and volumes in mm and ml, may be wrong."
         )
+    else:
+        sizes = nib.affines.voxel_sizes(affine)
+        zooms = np.multiply(image.header.get_zooms()[:3], MILLIMETRES.get(unit, 1.0))
+        if not np.allclose(sizes, zooms, rtol=OTHER_SIZE):
+            by_affine, by_header = ("×".join(f"{length:.3g}" for length in lengths) for lengths in (sizes, zooms))
+            warnings.append(
+                f"{file.name!r} gives two sizes of its voxels, {by_affine} mm by its affine and {by_header} mm by its "
+                f"pixdim; lengths and volumes go by the affine. Check them."
+            )
     warnings += describe_plane(file.name, geometry)
     return Scan(
         file.name, np.ascontiguousarray(geometry.to_axial(voxels)), geometry, spacing, no_spacing, tuple(warnings)

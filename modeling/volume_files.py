@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from .dicom_files import read_scan, read_series
+from .dicom_files import examined_apart, read_scan, read_series
 from .image_stacks import read_stacks
 from .input_files import IMAGE_KINDS, InputFile, VolumeFileError, open_inputs
 from .nifti_files import has_orientation, read_nifti
@@ -181,8 +181,12 @@ def read_study(files: Sequence[InputFile]) -> tuple[list[Scan], list[str]]:
     others = [name for sequence, name in named if sequence not in SEQUENCES]
     if others:
         warnings.append(left_out_by_name(others))
+    (flair,) = (name for sequence, name in named if sequence == "flair")
     for sequence, name in named:
         if name in others:
+            continue
+        if why := examined_apart(series[name][0], series[flair][0]):
+            warnings.append(f"{name!r} is left out: {why} than {flair!r}. Register it to FLAIR to have it used.")
             continue
         try:
             scans.append(read_scan(name, series[name]))

@@ -118,6 +118,39 @@ def test_what_anonymisers_blank_is_left_empty(tmp_path):
     assert measures.SliceThickness == pytest.approx(SPACING[0])
 
 
+def test_the_distance_between_slices_is_theirs_and_not_the_gap_that_scanners_store(tmp_path):
+    files = save_dicom(tmp_path, FLAIR, SpacingBetweenSlices=1.5)
+    segmentation = segmentation_of(tmp_path / "seg.dcm", head().mask, read_volume(files))
+    measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SpacingBetweenSlices == pytest.approx(SPACING[0])
+    uneven = [file for file in files if dcmread(file).InstanceNumber != 5]
+    segmentation = segmentation_of(tmp_path / "seg.dcm", head().mask[:-1], read_volume(uneven))
+    assert "SpacingBetweenSlices" not in segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+
+
+@pytest.mark.parametrize(
+    ("characters", "name"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        (["ISO_IR 13", "ISO 2022 IR 87"], "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎"),
+        ("ISO 2022 IR 100", "Müller^Änne"),
+    ],
+)
+def test_names_in_any_character_set_are_kept(tmp_path, characters, name):
+    volume = read_volume(save_dicom(tmp_path, FLAIR, SpecificCharacterSet=characters, PatientName=name))
+    assert segmentation_of(tmp_path / "seg.dcm", head().mask, volume).PatientName == name
+
+
+def test_directions_that_differ_by_rounding_are_one(tmp_path):
+    files = save_dicom(tmp_path, FLAIR)
+    header = dcmread(files[3])
+    header.ImageOrientationPatient = [float(value) + 1e-6 for value in header.ImageOrientationPatient]
+    header.save_as(files[3])
+    volume = read_volume(files)
+    assert segmentation_of(tmp_path / "seg.dcm", head().mask, volume).pixel_array.any()
+
+
 @pytest.mark.parametrize(
     ("attributes", "why"),
     [
@@ -159,6 +192,32 @@ def test_a_study_gives_the_series_that_serve(tmp_path):
     assert {header.SeriesDescription for header in volume.headers} == {"AX FLAIR"}
 
 
+@pytest.mark.parametrize(
+    ("attributes", "why"),
+    [
+        ({"FrameOfReferenceUID": "1.2.9"}, "it lies in another frame of reference than 'AX T2 FLAIR'"),
+        ({"StudyInstanceUID": "1.2.9", "StudyDate": "20230102"}, "it is of another examination than 'AX T2 FLAIR'"),
+        ({"StudyInstanceUID": "1.2.9", "FrameOfReferenceUID": None}, "it is of another examination than 'AX T2 FLAIR'"),
+        ({"StudyInstanceUID": "1.2.9"}, None),  # of the same day, and in the same frame of reference
+    ],
+)
+def test_series_of_other_examinations_are_left_out(tmp_path, attributes, why):
+    save_dicom(tmp_path, FLAIR)
+    save_dicom(tmp_path, head().slices[..., 2], description="AX T1 POST", **attributes)
+    volume = read_volume(tmp_path)
+    assert volume.slices.ndim == (3 if why else 4)
+    assert (f"'AX T1 POST' is left out: {why}" in " ".join(volume.warnings)) == bool(why)
+
+
+def test_other_patients_are_told_by_their_names_where_they_have_no_number(tmp_path):
+    save_dicom(tmp_path, FLAIR, PatientID=None, PatientName="A^A")
+    save_dicom(tmp_path, FLAIR, description="AX T1", PatientID=None, PatientName=None)
+    assert read_volume(tmp_path).slices.ndim == 4
+    save_dicom(tmp_path, FLAIR, description="AX T1 POST", PatientID=None, PatientName="B^B")
+    with pytest.raises(VolumeFileError, match="belong to 2 patients"):
+        read_volume(tmp_path)
+
+
 def test_intensities_are_scaled_and_unevenly_lying_slices_have_no_spacing(tmp_path):
     files = save_dicom(tmp_path, FLAIR, RescaleSlope=2, RescaleIntercept=-5)
     middle = next(file for file in files if (dcmread(file).ImagePositionPatient[2] - AFFINE[2, 3]) == 4 * SPACING[0])
@@ -167,6 +226,7 @@ def test_intensities_are_scaled_and_unevenly_lying_slices_have_no_spacing(tmp_pa
     np.testing.assert_array_equal(volume.slices, np.delete(FLAIR, 4, axis=0) * np.float32(2) - 5)
     assert volume.spacing is None
     assert "5.0 to 10.0 mm apart" in volume.no_spacing
+    assert any("NIfTI mask of it has even slices, which lie elsewhere" in warning for warning in volume.warnings)
     mask = np.delete(head().mask, 4, axis=0)
     segmentation = segmentation_of(tmp_path / "seg.dcm", mask, volume)
     heights = [

@@ -118,6 +118,17 @@ def test_an_identity_affine_is_suspected(tmp_path):
     assert any("identity" in warning for warning in read_volume([tmp_path / "flair.nii"]).warnings)
 
 
+def test_two_sizes_of_a_voxel_are_told_of(tmp_path):
+    image = as_nifti(head().slices[..., FLAIR], affine=AFFINE)
+    image.set_sform(np.diag([-1.0, 1.0, 1.0, 1.0]), 1)
+    image.header.set_zooms((3.6, 3.6, 6.5))
+    image.to_filename(tmp_path / "flair.nii")
+    (warning,) = (text for text in read_volume([tmp_path / "flair.nii"]).warnings if "two sizes" in text)
+    assert "1×1×1 mm by its affine and 3.6×3.6×6.5 mm by its pixdim" in warning
+    save_nifti(tmp_path / "flair.nii", head().slices[..., FLAIR])
+    assert not any("two sizes" in text for text in read_volume([tmp_path / "flair.nii"]).warnings)
+
+
 def test_slices_of_another_plane_are_said_to_be_so(tmp_path):
     affine = np.diag([5.0, 0.75, 0.8, 1])
     thick = np.repeat(head().slices[..., FLAIR], 4, axis=0)
