@@ -36,6 +36,7 @@ from .image_processing_brain_mri import (
     to_channels,
     volume_intensities,
 )
+from .measurements import volume_ml
 from .postprocessing import check_threshold, mask_from_probabilities
 from .views import VIEWS, View
 
@@ -75,7 +76,7 @@ class VolumeSegmentation:
     @property
     def volume_ml(self) -> float | None:
         """The lesion's volume in millilitres, or None where the spacing is unknown."""
-        return None if self.spacing is None else float(self.mask.sum() * np.prod(self.spacing) / 1000)
+        return None if self.spacing is None else volume_ml(self.mask, self.spacing)
 
 
 def load_model(name_or_path: str, *, fold: bool = True) -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -280,6 +281,11 @@ def predict_volume(
         raise ValueError(
             f"A volume has shape (slices, height, width, 3) or, for FLAIR alone, (slices, height, width), but this one "
             f"has {slices.shape}."
+        )
+    if min(slices.shape[1:3]) < MINIMUM_SIZE:
+        raise ValueError(
+            f"The slices are {slices.shape[1]}x{slices.shape[2]} pixels, too small to segment: {MINIMUM_SIZE} a side "
+            f"at least."
         )
     if not np.isfinite(slices).all():
         raise ValueError("The volume contains NaN or infinite intensities. Replace them, for instance by zero, first.")

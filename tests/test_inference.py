@@ -307,6 +307,7 @@ class TestVolume:
             (np.zeros((5, 64, 64, 2)), r"\(5, 64, 64, 2\)"),
             (np.zeros((0, 64, 64)), r"\(0, 64, 64\)"),
             (np.full((5, 64, 64), np.nan), "NaN"),
+            (np.zeros((4, 31, 64)), "31x64 pixels, too small"),
         ],
     )
     def test_unusable_volumes_are_refused(self, processor, volume, message):

@@ -251,11 +251,14 @@ class TestWeights:
         assert len(read_log(run("--resume"))) == 2
         assert before.exists()
 
-    def test_damaged_arguments_are_named(self, run):
+    def test_damaged_files_are_named(self, run):
         folder = run("--epochs", "1")
-        (folder / "args.json").write_text("")
-        with pytest.raises(SystemExit, match=r"args\.json is damaged.*--init_from"):
-            run("--resume")
+        for name, damaged in (("args.json", ""), ("args.json", "[]"), ("log.jsonl", '{"ep'), ("split.json", "{")):
+            before = (folder / name).read_bytes()
+            (folder / name).write_text(damaged)
+            with pytest.raises(SystemExit, match=rf"{re.escape(name)} is damaged.*--init_from"):
+                run("--resume")
+            (folder / name).write_bytes(before)
 
     def test_a_loss_that_is_not_finite_names_the_slices(self, run, tmp_path):
         with pytest.raises(SystemExit, match=r"the loss is (nan|inf).*not_finite\.json"):

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
@@ -99,14 +100,27 @@ class RunFolder:
     @property
     def arguments(self) -> dict:
         """The recorded arguments of the run, empty before there are any."""
-        path = self.path / "args.json"
+        return self._read_json("args.json") or {}
+
+    def _read_json(self, name: str) -> dict | None:
+        """The object in a file of the run, None where there is no such file; ends the process where it is damaged."""
+        path = self.path / name
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            return self._as_object(path.read_text(encoding="utf-8")) if path.is_file() else None
         except ValueError:
-            sys.exit(
-                f"train.py: error: {path} is damaged, so what the run was is not known. Choose another --output_dir; "
-                f"`--init_from {self.path / 'best'}` starts from its weights."
-            )
+            self._stop_at_damage(path)
+
+    @staticmethod
+    def _as_object(text: str) -> dict:
+        if not isinstance(content := json.loads(text), dict):
+            raise ValueError(f"{content!r} is no JSON object")
+        return content
+
+    def _stop_at_damage(self, path: Path) -> NoReturn:
+        sys.exit(
+            f"train.py: error: {path} is damaged, so what the run was is not known. Choose another --output_dir; "
+            f"`--init_from {self.path / 'best'}` starts from its weights."
+        )
 
     def changed_arguments(self, args: argparse.Namespace) -> dict[str, tuple]:
         """Arguments that shape the result and differ from the recorded ones: name -> (before, now)."""
@@ -144,8 +158,11 @@ class RunFolder:
     def read_log(self, epochs: float = math.inf) -> list[dict]:
         """Rows of the first `epochs` epochs; a killed process may have logged one more than its last state holds."""
         path = self.path / "log.jsonl"
-        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else []
-        return [row for row in rows if row["epoch"] <= epochs]
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            return [row for row in map(self._as_object, lines) if row["epoch"] <= epochs]
+        except (ValueError, KeyError, TypeError):
+            self._stop_at_damage(path)
 
     def write_log(self, rows: list[dict]) -> None:
         self.write("log.jsonl", "".join(json.dumps(without_nan(row), allow_nan=False) + "\n" for row in rows).encode())
@@ -172,8 +189,7 @@ class RunFolder:
 
     def check_patients(self, patients: dict[str, list[str]]) -> None:
         """End the process where the run was trained on, or validated with, other patients than these of each split."""
-        path = self.path / "split.json"
-        recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else patients
+        recorded = self._read_json("split.json") or patients
         if differing := [name for name in ("train", "validation") if recorded.get(name) != patients[name]]:
             sys.exit(
                 f"--resume: the run in {self.path} has other patients in {' and '.join(differing)}, as its split.json "
