@@ -98,15 +98,23 @@ def result_files(folder: Path, name: str) -> tuple[Path, Path, Path]:
     return folder / f"{name}_mask.nii.gz", folder / f"{name}_mask_seg.dcm", folder / f"{name}.json"
 
 
+def read_report(path: Path) -> dict | None:
+    """What this program wrote of a patient; None where the file is not there, or somebody else's."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    ours = isinstance(report, dict) and {"patient", "weights_sha256", "diameters_mm"} <= report.keys()
+    return report if ours else None
+
+
 def check_output(folder: Path, names: Iterable[str]) -> None:
     """Raise `ValueError` where results would take the place of files that this program did not write."""
     table = folder / TABLE_FILE
     foreign = [table] if table.is_file() and not table.read_bytes().startswith(b"patient,num_slices,") else []
     for name in names:
         *masks, json_ = result_files(folder, name)
-        ours = (folder / PROBABILITIES / f"{name}.npz").exists() or (
-            json_.is_file() and b'"weights_sha256"' in json_.read_bytes()
-        )
+        ours = (folder / PROBABILITIES / f"{name}.npz").exists() or read_report(json_)
         foreign += [path for path in (*masks, json_) if path.exists() and not ours]
     if foreign:
         raise ValueError(f"{foreign[0]} is there already, and not by predict.py. Choose another --output.")
@@ -128,7 +136,18 @@ def write_patient(
         write_nifti(unfinished, mask, volume.geometry)
     removed = describe_removed(reached, mask)
     warnings = [*warnings_of(volume), *([removed] if removed else [])]
-    if volume.headers:
+    report = {
+        "patient": name,
+        **provenance,
+        "threshold": args.threshold,
+        "outline_threshold": outlined_at,
+        "postprocessing": postprocessed,
+        **measure_volume(mask, volume.spacing, volume.no_spacing),
+        "description": volume.description,
+        "warnings": warnings,
+    }
+    # An object that says the same under a new UID would be a second one in an archive.
+    if volume.headers and not (dicom.is_file() and read_report(json_) == json.loads(json.dumps(report))):
         try:
             with replacing(dicom) as unfinished:
                 write_dicom_segmentation(
@@ -145,17 +164,8 @@ def write_patient(
                     },
                 )
         except DicomSegmentationError as error:
+            dicom.unlink(missing_ok=True)  # of another threshold
             warnings.append(str(error))
-    report = {
-        "patient": name,
-        **provenance,
-        "threshold": args.threshold,
-        "outline_threshold": outlined_at,
-        "postprocessing": postprocessed,
-        **measure_volume(mask, volume.spacing, volume.no_spacing),
-        "description": volume.description,
-        "warnings": warnings,
-    }
     write_atomically(json_, json.dumps(report, indent=2).encode() + b"\n")
 
 
@@ -164,9 +174,10 @@ def write_table(folder: Path) -> None:
     text = io.StringIO()
     table = csv.DictWriter(text, TABLE, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
-    names = (path.stem for path in sorted(folder.glob("*.json")))
-    for name in (name for name in names if (folder / f"{name}_mask.nii.gz").is_file()):
-        report = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    for json_ in sorted(folder.glob("*.json")):
+        mask, *_ = result_files(folder, json_.stem)
+        if not mask.is_file() or (report := read_report(json_)) is None:
+            continue
         long, short = report["diameters_mm"] or (None, None)
         table.writerow(report | {"long_mm": long, "short_mm": short, "warnings": " ".join(report["warnings"])})
     write_atomically(folder / TABLE_FILE, text.getvalue().encode())

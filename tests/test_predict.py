@@ -236,6 +236,22 @@ def test_files_of_others_are_not_replaced(scans, checkpoint, tmp_path, name):
     assert (tmp_path / name).read_text() == '{"EchoTime": 0.1}'
 
 
+def test_a_repetition_writes_no_second_dicom_object(scans, checkpoint, tmp_path):
+    objects = []
+    for threshold in ("0.45", "0.45", "0.4"):
+        predict(scans, checkpoint, tmp_path, "dora", options=("--threshold", threshold))
+        objects.append(dcmread(tmp_path / "dora_mask_seg.dcm").SOPInstanceUID)
+    assert objects[0] == objects[1] != objects[2]
+
+
+def test_the_table_passes_over_files_of_others(scans, checkpoint, tmp_path):
+    for name in ("bob.json", "bob_mask.nii.gz"):
+        (tmp_path / name).write_text('{"EchoTime": 0.1}')
+    predict(scans, checkpoint, tmp_path, "anna")
+    with (tmp_path / "measurements.csv").open() as file:
+        assert [row["patient"] for row in csv.DictReader(file)] == ["anna"]
+
+
 def test_results_without_their_probabilities_are_its_own(scans, checkpoint, tmp_path):
     predict(scans, checkpoint, tmp_path, "anna")
     shutil.rmtree(tmp_path / "probabilities")
