@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi, file_exists, get_token
@@ -82,7 +83,7 @@ def upload_folder(
         HubError: as `check_destination`; or the Hub cannot be reached or refuses.
     """
     check_destination(repo_id)
-    api = HfApi()
+    api, before = HfApi(), {}
     try:
         repo = api.create_repo(
             repo_id,
@@ -98,12 +99,8 @@ def upload_folder(
             raise HubError(
                 f"{repo_id} is taken: it holds {', '.join(sorted(present)[:3])} and no {mark}. Choose another name."
             )
-        known = api.get_space_variables(repo.repo_id) if variables else {}
-        for key, value in (variables or {}).items():
-            if value is not None:
-                api.add_space_variable(repo.repo_id, key, value)
-            elif key in known:
-                api.delete_space_variable(repo.repo_id, key)
+        if variables:
+            before = set_variables(api, repo.repo_id, variables)
         commit = api.upload_folder(
             repo_id=repo.repo_id,
             repo_type=repo_type,
@@ -115,8 +112,23 @@ def upload_folder(
     except HubError:
         raise
     except Exception as error:  # the client passes on whatever its HTTP library raises
+        if before:
+            with suppress(Exception):  # what is there goes on as it was, if the Hub can still be reached
+                set_variables(api, repo_id, before)
         raise HubError(f"Could not upload to {repo_id}: {explain(error)}") from error
     return commit.commit_url
+
+
+def set_variables(api: HfApi, repo_id: str, variables: dict[str, str | None]) -> dict[str, str | None]:
+    """Set a Space's variables, name -> value; None removes one. Returns what the same names had before."""
+    known = api.get_space_variables(repo_id)
+    before = {key: known[key].value if key in known else None for key in variables}
+    for key, value in variables.items():
+        if value is not None:
+            api.add_space_variable(repo_id, key, value)
+        elif key in known:
+            api.delete_space_variable(repo_id, key)
+    return before
 
 
 def explain(error: Exception) -> str:

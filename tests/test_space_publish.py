@@ -98,8 +98,14 @@ def test_weights_from_the_hub_are_named_not_bundled(hub, run_client):
     assert not [name for name in hub.names("spaces", "alice/space") if name.startswith("checkpoints")]
     card = RepoCard(hub.read("spaces", "alice/space", "README.md").decode())
     assert card.data.models == ["alice/a", "alice/b"]
+    hub.fail_next("/commit/", 403)
+    assert "may not write there" in run_client(*publish, "alice/a").stderr
+    assert hub.repositories["spaces", "alice/space"].variables == {"MODEL_IDS": "alice/a,alice/b"}, "as it was"
     assert run_client("-m", "space.publish", "alice/space").returncode == 0
     assert hub.repositories["spaces", "alice/space"].variables == {}, "the weights are bundled again"
+    hub.fail_next("/commit/", 403)
+    assert run_client(*publish, "alice/a").returncode == 1
+    assert hub.repositories["spaces", "alice/space"].variables == {}
 
 
 @pytest.mark.parametrize(
