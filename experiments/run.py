@@ -22,6 +22,7 @@ from PIL import Image
 
 from hub_dataset.folds import split_by_fold, write_splits
 from hub_dataset.loading import load_splits
+from hub_dataset.patients import group_by_patient
 from modeling.brain_region import brain_region
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,12 +131,31 @@ def stripped(splits: DatasetDict) -> DatasetDict:
 
 
 def write_variants(dataset: str, folder: Path) -> None:
-    """The dataset's variants below `folder`: `by-patient`, and `by-slice` and `stripped`, see there."""
+    """The dataset's variants below `folder`: `by-patient`, and `by-slice` and `stripped`, see there.
+
+    Raises:
+        OSError: no such dataset, or the folder cannot be written.
+        ValueError: a dataset that cannot be dealt, or another one than the variants there were made of.
+    """
     splits = split_by_fold(load_splits(dataset), FOLDS, 0)
     by_patient = DatasetDict(train=splits["train"], validation=splits["validation"])
+    kept = folder / "by-patient"
+    if kept.exists() and slices_per_patient(load_splits(str(kept))) != slices_per_patient(by_patient):
+        raise ValueError(
+            f"{kept} was made of another dataset than {dataset}: its patients or their slices differ. Choose an empty "
+            f"--output, or give the dataset that it was made of."
+        )
     for name, change in (("by-patient", DatasetDict), ("by-slice", by_slice), ("stripped", stripped)):
         if not (folder / name).exists():
             write_splits(change(by_patient), folder / name)
+
+
+def slices_per_patient(splits: DatasetDict) -> dict[str, dict[str, int]]:
+    """Split -> patient -> number of slices."""
+    return {
+        name: {patient: len(rows) for patient, rows in group_by_patient(split).items()}
+        for name, split in splits.items()
+    }
 
 
 def run(*command: str) -> None:

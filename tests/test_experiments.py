@@ -9,7 +9,7 @@ from datasets import load_dataset
 
 from experiments import plateau, report, run
 from experiments.run import Experiment, Score
-from hub_dataset.folds import split_by_fold
+from hub_dataset.folds import split_by_fold, write_splits
 from hub_dataset.loading import load_splits
 
 TINY = ("--model", "unet-5level", "--config", "hidden_sizes=[4, 8]", "encoder_depths=[1, 1]", "--epochs", "1")
@@ -36,6 +36,24 @@ def test_variants_differ_in_the_leak_alone(phantom_dataset_dir, tmp_path):
 
     source = split_by_fold(load_splits(str(phantom_dataset_dir)), run.FOLDS, 0)["validation"]
     np.testing.assert_array_equal(apart["validation"][3]["image"], source[3]["image"])
+
+
+def test_the_data_of_another_dataset_are_not_taken_for_its_own(phantom_dataset_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "run", lambda *_: pytest.fail("trains on what is there"))
+    run.write_variants(str(phantom_dataset_dir), tmp_path / "data")
+    kept = sorted((tmp_path / "data").rglob("*"))
+    run.write_variants(str(phantom_dataset_dir), tmp_path / "data")
+    splits = load_splits(str(phantom_dataset_dir))
+    first = splits["train"]["patient_id"][0]
+    others = {
+        "patients": splits["train"].filter(lambda patient: patient != first, input_columns="patient_id"),
+        "slices": splits["train"].select(range(1, len(splits["train"]))),
+    }
+    for name, train in others.items():
+        write_splits({"train": train, "validation": splits["validation"]}, tmp_path / name)
+        with pytest.raises(SystemExit, match=r"by-patient was made of another dataset .* Choose an empty --output"):
+            run.main(["--dataset", str(tmp_path / name), "--output", str(tmp_path)])
+    assert sorted((tmp_path / "data").rglob("*")) == kept
 
 
 def test_skulls_are_off_and_brains_are_left(phantom_dataset_dir, tmp_path):
