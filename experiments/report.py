@@ -10,8 +10,9 @@ one training of each cannot tell how much is due to its random numbers.
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import numpy as np
 from experiments.run import Score
 from modeling.metrics import bootstrap_interval
 from modeling.visualization import new_figure
+
+SUMMARY = ("dice_median", "lesion_slice_dice", "lesion_slices", "empty_slices", "false_alarm_rate")
 
 
 @dataclass(frozen=True)
@@ -92,52 +95,77 @@ TABLES = (
 
 @dataclass(frozen=True)
 class Scores:
-    """What evaluate.py wrote of one model: Dice of each patient, by name, and the summary."""
+    """What evaluate.py wrote of one model: Dice of each patient, by name, and the summary; NaN where undefined."""
 
     dice: dict[str, float]
-    summary: dict
+    summary: dict[str, float]
 
 
 def read_scores(folder: Path, what: Score) -> Scores:
     """The scores of a model.
 
     Raises:
-        FileNotFoundError: it has not been scored yet.
+        OSError: it has not been scored yet, or the file cannot be read.
+        ValueError: the file is damaged, or of another kind.
     """
     file = folder / "scores" / f"{what.name}.json"
+    makes_it = f"`python -m experiments.run --only {what.experiment} ...` makes it"
     if not file.exists():
-        raise FileNotFoundError(
-            f"{file} is missing: `python -m experiments.run --only {what.experiment} ...` makes it."
+        raise FileNotFoundError(f"{file} is missing: {makes_it}.")
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        patients, summary = result["patients"], result["summary"]["postprocessed"]
+        return Scores(
+            {patient["patient_id"]: number(patient["postprocessed"]["dice"]) for patient in patients},
+            {key: number(summary[key]) for key in SUMMARY},
         )
-    result = json.loads(file.read_text(encoding="utf-8"))
-    return Scores(
-        {patient["patient_id"]: patient["postprocessed"]["dice"] for patient in result["patients"]},
-        result["summary"]["postprocessed"],
-    )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} holds no scores of evaluate.py. Delete it: {makes_it} anew.") from error
+
+
+def number(score: float | None) -> float:
+    """JSON has no NaN: evaluate.py writes null where a score is undefined."""
+    return math.nan if score is None else float(score)
 
 
 def differences(scores: Scores, reference: Scores) -> np.ndarray:
-    """Dice less the reference's, patient by patient: (N,).
+    """Dice less the reference's of the patients who have both: (N,).
 
     Raises:
         ValueError: scores of different patients.
     """
     if scores.dice.keys() != reference.dice.keys():
         raise ValueError("The scores are of different patients; repeat the experiments into an empty folder.")
-    return np.array([scores.dice[patient] - reference.dice[patient] for patient in sorted(scores.dice)])
+    return defined(scores.dice[patient] - reference.dice[patient] for patient in sorted(scores.dice))
+
+
+def defined(values: Iterable[float]) -> np.ndarray:
+    """Those that are not NaN: (N,)."""
+    return np.array([value for value in values if not math.isnan(value)])
+
+
+def mean_and_interval(values: np.ndarray, sign: str = "") -> str:
+    """Of defined values; an interval takes two."""
+    if not values.size:
+        return "-"
+    low, high = bootstrap_interval(values)
+    interval = "" if math.isnan(low) else f" ({low:{sign}.3f} to {high:{sign}.3f})"
+    return f"{values.mean():{sign}.3f}{interval}"
+
+
+def cell(score: float, unit: str = "", decimals: int = 3) -> str:
+    return "-" if math.isnan(score) else f"{score:.{decimals}f}{unit}"
 
 
 def row(name: str, scores: Scores, reference: Scores | None) -> list[str]:
-    low, high = bootstrap_interval(list(scores.dice.values()))
-    cells = [name, f"{scores.summary['dice_mean']:.3f} ({low:.3f} to {high:.3f})"]
-    if reference is None:
-        cells.append("")
-    else:
-        change = differences(scores, reference)
-        low, high = bootstrap_interval(change)
-        cells.append(f"{change.mean():+.3f} ({low:+.3f} to {high:+.3f})")
-    cells += [f"{scores.summary[key]:.3f}" for key in ("dice_median", "lesion_slice_dice")]
-    return [*cells, f"{100 * scores.summary['false_alarm_rate']:.1f} %"]
+    return [
+        name,
+        mean_and_interval(defined(scores.dice.values())),
+        "" if reference is None else mean_and_interval(differences(scores, reference), sign="+"),
+        cell(scores.summary["dice_median"]),
+        cell(scores.summary["lesion_slice_dice"]),
+        cell(100 * scores.summary["false_alarm_rate"], " %", decimals=1),
+    ]
 
 
 def format_table(table: Table, folder: Path) -> str:
@@ -146,8 +174,8 @@ def format_table(table: Table, folder: Path) -> str:
     reference = next(iter(scores.values()))
     header = [table.title, "Dice per patient, mean", "difference", "median", "lesion slices", "false alarms"]
     rows = [row(name, of, None if of is reference else reference) for name, of in scores.items()]
-    count = f"{len(reference.dice)} patients, {reference.summary['lesion_slices']} slices with a lesion and "
-    count += f"{reference.summary['empty_slices']} without"
+    count = f"{len(reference.dice)} patients, {reference.summary['lesion_slices']:.0f} slices with a lesion and "
+    count += f"{reference.summary['empty_slices']:.0f} without"
     lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
     return "\n".join([*lines, "", count, ""])
 
@@ -159,7 +187,9 @@ def draw(tables: Sequence[Table], folder: Path, path: Path) -> None:
     axes = figure.subplots(len(tables), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for ax, table in zip(axes, tables, strict=True):
         for place, what in enumerate(table.rows.values()):
-            dice = np.array(list(read_scores(folder, what).dice.values()))
+            dice = defined(read_scores(folder, what).dice.values())
+            if not dice.size:
+                continue
             low, high = bootstrap_interval(dice)
             ax.plot(dice, np.full(dice.size, place), "o", color="#0072b2", alpha=0.25, markersize=5, markeredgewidth=0)
             ax.plot([low, high], [place, place], color="#d55e00", linewidth=2)

@@ -11,6 +11,7 @@ from experiments import plateau, report, run
 from experiments.run import Experiment, Score
 from hub_dataset.folds import split_by_fold, write_splits
 from hub_dataset.loading import load_splits
+from modeling.metrics import bootstrap_interval
 
 TINY = ("--model", "unet-5level", "--config", "hidden_sizes=[4, 8]", "encoder_depths=[1, 1]", "--epochs", "1")
 
@@ -146,6 +147,53 @@ def test_scores_of_different_patients_are_not_compared():
     np.testing.assert_allclose(report.differences(one, other), [-0.1, 0.3])
     with pytest.raises(ValueError, match="different patients"):
         report.differences(one, report.Scores({"a": 0.6}, {}))
+
+
+class TestReport:
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch):
+        (tmp_path / "scores").mkdir()
+        rows = {"one (reference)": Score("one"), "other": Score("other")}
+        monkeypatch.setattr(report, "TABLES", (report.Table("Question", rows),))
+        return tmp_path
+
+    def write(self, folder, name, dice):
+        patients = [{"patient_id": str(i), "postprocessed": {"dice": value}} for i, value in enumerate(dice)]
+        summary = {"dice_median": None, "lesion_slice_dice": None, "false_alarm_rate": 0.1}
+        summary |= {"lesion_slices": 0, "empty_slices": 30}
+        content = {"patients": patients, "summary": {"postprocessed": summary}}
+        (folder / "scores" / f"{name}.all.by-patient.json").write_text(json.dumps(content))
+
+    @pytest.mark.filterwarnings("error")
+    def test_patients_without_a_dice_are_left_out(self, folder, capsys):
+        self.write(folder, "one", [0.5, None, 0.7, 0.9])
+        self.write(folder, "other", [0.6, 0.1, None, 0.8])
+        report.main(["--output", str(folder), "--figure", str(folder / "figure.png")])
+        one, other = capsys.readouterr().out.splitlines()[2:4]
+        low, high = bootstrap_interval([0.5, 0.7, 0.9])
+        assert one == f"| one (reference) | 0.700 ({low:.3f} to {high:.3f}) |  | - | - | 10.0 % |"
+        assert other.startswith("| other | 0.500 (")
+        assert "| +0.000 (-0.100 to +0.100) |" in other
+        assert (folder / "figure.png").is_file()
+
+    @pytest.mark.filterwarnings("error")
+    def test_no_patient_may_have_a_dice(self, folder, capsys):
+        self.write(folder, "one", [None, None])
+        self.write(folder, "other", [0.5, None])
+        report.main(["--output", str(folder), "--figure", str(folder / "figure.png")])
+        assert capsys.readouterr().out.splitlines()[2:4] == [
+            "| one (reference) | - |  | - | - | 10.0 % |",
+            "| other | 0.500 | - | - | - | 10.0 % |",
+        ]
+
+    @pytest.mark.parametrize(
+        "content",
+        ["[]", '{"patients": []}', '{"patients": [{}], "summary": {"postprocessed": {}}}', '{"patients": [', "\xff"],
+    )
+    def test_a_file_of_another_kind_is_named(self, folder, content):
+        (folder / "scores" / "one.all.by-patient.json").write_bytes(content.encode("latin-1"))
+        with pytest.raises(SystemExit, match=r"one\.all\.by-patient\.json holds no scores of evaluate\.py\. Delete it"):
+            report.main(["--output", str(folder)])
 
 
 class TestPlateau:
