@@ -182,6 +182,15 @@ class TestSummary:
                 folds.main([fold])
         folds.main([write_run("stopped", [0.5], epochs=30, patience=1)])
 
+    @pytest.mark.parametrize(
+        ("content", "message"), [("{}", "names no epoch"), ("[]", "holds a list"), ('{"epo', "is not JSON")]
+    )
+    def test_a_damaged_fold_is_named(self, write_run, tmp_path, content, message):
+        fold = write_run("fold", [0.5])
+        (tmp_path / "fold" / "last" / "metrics.json").write_text(content)
+        with pytest.raises(SystemExit, match=rf"metrics\.json .*{message}"):
+            folds.main([fold])
+
     def test_refuses_runs_that_do_not_belong_together(self, write_run, tmp_path):
         fold = write_run("fold", [0.5])
         for other, message in (

@@ -9,7 +9,6 @@ patient, after post-processing. Folds that are still training, and those not giv
 """
 
 import argparse
-import json
 import math
 import sys
 from itertools import pairwise
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling.card_inputs import TrainingRun, read_run
+from modeling.card_inputs import TrainingRun, read_json, read_run
 from modeling.metrics import bootstrap_interval
 
 from .run_folder import HARMLESS
@@ -30,8 +29,8 @@ def read_folds(folders: list[Path]) -> tuple[list[TrainingRun], list[TrainingRun
 
     Raises:
         OSError: no such folder, or a file is missing.
-        ValueError: a run without folds, a fold twice, runs that differ in more than their fold, or none that has
-            finished.
+        ValueError: a run without folds or with damaged files, a fold twice, runs that differ in more than their fold,
+            or none that has finished.
     """
     runs = [read_run(folder) for folder in folders]
     for run in runs:
@@ -59,13 +58,20 @@ def read_folds(folders: list[Path]) -> tuple[list[TrainingRun], list[TrainingRun
 
 
 def is_finished(run: TrainingRun) -> bool:
-    """Whether last/ is of the log's last epoch, and that is the last one there was to be."""
+    """Whether last/ is of the log's last epoch, and that is the last one there was to be.
+
+    Raises:
+        ValueError: last/metrics.json is damaged.
+    """
     metrics = run.path / "last" / "metrics.json"
     if not metrics.is_file():
         return False
     epoch = run.log[-1]["epoch"]
     stopped = bool(run.arguments.get("patience")) or epoch == run.arguments["epochs"]
-    return stopped and json.loads(metrics.read_text(encoding="utf-8"))["epoch"] == epoch
+    saved = read_json(metrics).get("epoch")
+    if saved is None:
+        raise ValueError(f"{metrics} is damaged: it names no epoch. `train.py --resume` writes it anew.")
+    return stopped and saved == epoch
 
 
 def scores_of(row: dict) -> np.ndarray:
