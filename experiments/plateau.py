@@ -9,6 +9,7 @@ the Dice of the model it would have kept.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,16 +35,22 @@ def read_validations(log: Path) -> list[Validation]:
         rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     except ValueError:
         rows = [None]
-    if not all(isinstance(row, dict) and {"epoch", "seconds"} <= row.keys() for row in rows):
-        raise ValueError(f"{log} is no log of train.py: every line of one has an epoch and its seconds.")
+    if not all(isinstance(row, dict) and is_number(row.get("epoch")) and is_number(row.get("seconds")) for row in rows):
+        raise ValueError(f"{log} is no log of train.py: every line of one has an epoch and its seconds, two numbers.")
     validations = [
         Validation(row["epoch"], row["seconds"], row["validation_dice_mean"])
         for row in rows
         if row.get("validation_dice_mean") is not None
     ]
+    if odd := next((validation for validation in validations if not is_number(validation.dice)), None):
+        raise ValueError(f"{log} is damaged: the Dice of epoch {odd.epoch} is no number, but {odd.dice!r}.")
     if not validations:
         raise ValueError(f"No epoch of {log} was validated.")
     return validations
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def stopped(validations: Sequence[Validation], patience: int) -> tuple[Validation, Validation]:
@@ -63,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--close", type=float, default=0.01, help="what counts as no worse")
     parser.add_argument("--patience", type=int, nargs="+", default=[1, 2], help="validations without a better one")
     args = parser.parse_args(argv)
+    if not args.close >= 0:
+        parser.error(f"--close must be at least 0, not {args.close}.")
+    if min(args.patience) < 1:
+        parser.error(f"--patience must be at least 1 validation, not {min(args.patience)}.")
     header = ["run", "epochs", "best Dice (epoch)", f"within {args.close:g} from epoch"]
     header += [f"patience {patience}: stops at, keeps" for patience in args.patience]
     lines = [header, ["---"] * len(header)]

@@ -219,3 +219,22 @@ class TestPlateau:
         (tmp_path / "other.jsonl").write_text('{"loss": 1}\n')
         with pytest.raises(SystemExit, match=r"other\.jsonl is no log of train\.py"):
             plateau.main([str(tmp_path / "other.jsonl")])
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ('{"epoch": 1, "seconds": null, "validation_dice_mean": 0.5}', "an epoch and its seconds, two numbers"),
+            ('{"epoch": 1, "seconds": 60, "validation_dice_mean": "high"}', "the Dice of epoch 1 is no number"),
+            ('{"epoch": 1, "seconds": 60, "validation_dice_mean": NaN}', "the Dice of epoch 1 is no number"),
+        ],
+    )
+    def test_a_log_with_something_else_than_numbers_is_refused(self, tmp_path, row, message):
+        (tmp_path / "log.jsonl").write_text(row + "\n")
+        with pytest.raises(SystemExit, match=rf"log\.jsonl is .*{message}"):
+            plateau.main([str(tmp_path / "log.jsonl")])
+
+    @pytest.mark.parametrize("arguments", [["--close", "-0.1"], ["--close", "nan"], ["--patience", "1", "0"]])
+    def test_limits_that_make_no_sense_are_refused(self, tmp_path, arguments, capsys):
+        with pytest.raises(SystemExit):
+            plateau.main([str(self.write(tmp_path / "run", self.LOG)), *arguments])
+        assert f"{arguments[0]} must be at least" in capsys.readouterr().err
