@@ -23,6 +23,7 @@ Each folder of predictions is one model, called after the folder. Prints tables 
 import argparse
 from collections.abc import Callable
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -179,8 +180,9 @@ def draw_reliability(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Pat
     figure = new_figure(4.2, 4)
     ax = figure.subplots()
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="perfect")
-    for (name, (mean, share)), color in zip(curves.items(), ("#0072b2", "#d55e00", "#009e73"), strict=False):
-        ax.plot(mean, share, marker="o", markersize=4, linewidth=1.5, color=color, label=name)
+    styles = cycle((marker, color) for marker in "osD" for color in ("#0072b2", "#d55e00", "#009e73"))
+    for (name, (mean, share)), (marker, color) in zip(curves.items(), styles, strict=False):
+        ax.plot(mean, share, marker=marker, markersize=4, linewidth=1.5, color=color, label=name)
     ax.set_xlabel("predicted probability")
     ax.set_ylabel("share of voxels that are lesion")
     ax.set_xlim(0, 1)
@@ -188,18 +190,36 @@ def draw_reliability(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Pat
     ax.grid(color="0.9", linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
-def main() -> None:
+def check_figure(path: Path) -> None:
+    """Make the figure's folder and open its file, so that no hours of computing end at one that cannot be written.
+
+    Raises:
+        OSError: it cannot.
+        ValueError: a suffix of no format of matplotlib.
+    """
+    formats = new_figure(1, 1).canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise ValueError(f"--figure must name a file that ends in .png, or in one of {', '.join(formats)}, got {path}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    path.open("ab").close()
+    if is_new:
+        path.unlink()
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser()
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
+        if args.figure:
+            check_figure(args.figure)
         split, rows_of, models = find_predictions(args.dataset, args.split, args.predictions)
         if len(rows_of) < 2 or sum(split["has_lesion"]) < 3:
             raise ValueError("It takes two patients or more, and three slices or more with a lesion.")
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     truths, brains, brightness = [], [], []
     predictions = {name: [] for name in models}

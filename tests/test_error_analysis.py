@@ -1,15 +1,20 @@
-"""The mathematics of the error analysis."""
+"""The mathematics of the error analysis, and its figure."""
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks.error_analysis import (
+    BINS,
     brain,
     calibration_error,
+    check_figure,
     cross_entropy,
+    draw_reliability,
     fit_temperature,
     irregularity,
     lesion_brightness,
+    main,
     postprocessing_rows,
     reliability,
     scale,
@@ -108,3 +113,30 @@ def test_a_faint_lesion_is_less_bright_whatever_the_scale_of_the_slice():
     faint[lesion, 1] = tissue + 0.3 * (image[lesion, 1] - tissue)
     assert lesion_brightness(image, lesion) > 2 * lesion_brightness(faint, lesion) > 0
     assert lesion_brightness(7 * image + 3, lesion) == pytest.approx(lesion_brightness(image, lesion), rel=1e-5)
+
+
+def test_the_figure_has_a_line_of_its_own_for_each_of_many_models(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, _: drawn.append(figure))
+    names = [f"model {number}" for number in range(9)]
+    draw_reliability({name: (np.full(BINS, 0.5), np.full(BINS, 0.5)) for name in names}, tmp_path / "figure.png")
+    lines = drawn[0].axes[0].get_lines()[1:]
+    assert [line.get_label() for line in lines] == names
+    assert len({(line.get_marker(), line.get_color()) for line in lines}) == len(names)
+
+
+def test_a_figure_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    for figure, message in (
+        (tmp_path / "figure.xyz", "--figure must name a file that ends in .png"),
+        (tmp_path / "figure", "--figure must name a file that ends in .png"),
+        (tmp_path / "file" / "figure.png", "exists"),
+        (tmp_path, "--figure must name a file"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["--dataset", "./nowhere", "--predictions", "./nowhere", "--figure", str(figure)])
+        assert message in capsys.readouterr().err
+    check_figure(tmp_path / "new" / "figure.PDF")
+    (tmp_path / "new" / "figure.svg").write_text("kept")
+    check_figure(tmp_path / "new" / "figure.svg")
+    assert [file.read_text() for file in (tmp_path / "new").iterdir()] == ["kept"]
