@@ -3,7 +3,7 @@
 timm needs torchvision, so this runs in an environment of its own:
 
     python -m venv timm-env
-    timm-env/bin/pip install torch==2.14.1 torchvision==0.29.1 timm transformers safetensors
+    timm-env/bin/pip install -c requirements.txt torch torchvision timm transformers safetensors
     timm-env/bin/python -m benchmarks.compare_timm
 
 Without `--weights`, timm builds the model with random weights. Its state dict goes through `initialize_from` as a file
@@ -17,10 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import timm
 import torch
 from safetensors.torch import save_file
-from timm.layers import resample_abs_pos_embed
 
 from modeling import build_model
 from modeling.modeling_transunet import to_grid
@@ -57,10 +55,17 @@ class Comparison:
 
 
 @torch.no_grad()
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", help="checkpoint of that model to compare on: a file that timm can read")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.weights and not Path(args.weights).is_file():
+        parser.error(f"there is no file {args.weights}; --weights takes a checkpoint of {MODEL} that timm can read")
+    try:
+        import timm
+        from timm.layers import resample_abs_pos_embed
+    except ImportError as error:
+        parser.error(f"{error}; --help says where this runs")
     torch.manual_seed(0)
 
     theirs = timm.create_model(MODEL, checkpoint_path=args.weights or "", num_classes=0).eval()
