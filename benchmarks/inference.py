@@ -27,17 +27,19 @@ import time
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import nn
 from tqdm import tqdm
 
+from benchmarks.arguments import at_least, load_split
 from benchmarks.machine import gflop, matrix_product_rate, seconds
-from hub_dataset.loading import load_splits
 from hub_dataset.patients import Patient, group_by_patient, read_patient
 from hub_dataset.phantom import phantom_volume
+from modeling.commands import load_checkpoint
 from modeling.image_processing_brain_mri import FLAIR
 from modeling.inference import load_model, measure_intensities, segment_volume
 from modeling.metrics import score_volume
-from modeling.onnx_inference import OnnxModel, load_onnx_model
+from modeling.onnx_inference import OnnxModel
 from modeling.postprocessing import mask_from_probabilities
 
 PARTS = ("patients", "slice", "growth", "options", "start")
@@ -52,16 +54,16 @@ OPTIONS = {
 }
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--dataset", help="folder written by hub_dataset.build, or USER/NAME on the Hub")
     parser.add_argument("--split", default="validation")
-    parser.add_argument("--patients", type=int, default=11, help="the first ones of the split")
+    parser.add_argument("--patients", type=at_least(1), default=11, help="the first ones of the split")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--repeats", type=int, default=5, help="of each forward pass; the fastest counts")
+    parser.add_argument("--repeats", type=at_least(1), default=5, help="of each forward pass; the fastest counts")
     parser.add_argument("--first_answer", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if "patients" in args.parts and not args.dataset:
         parser.error("the part `patients` needs --dataset; leave it out with --parts slice growth options start")
     return args
@@ -82,9 +84,13 @@ def straightforward(model: nn.Module, processor, slices: np.ndarray) -> np.ndarr
 
 
 def compare_patients(
-    args: argparse.Namespace, plain: nn.Module, model: nn.Module, onnx_model: OnnxModel | None, processor
+    args: argparse.Namespace,
+    split: Dataset,
+    plain: nn.Module,
+    model: nn.Module,
+    onnx_model: OnnxModel | None,
+    processor,
 ) -> None:
-    split = load_splits(args.dataset)[args.split]
     rows_of = group_by_patient(split)
     ways = {
         "straightforward": lambda slices: straightforward(plain, processor, slices),
@@ -224,19 +230,23 @@ def show_start(args: argparse.Namespace) -> None:
     print(f"A volume of 60 slices takes {memory} MiB beyond the loaded model and one slice")
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     if args.first_answer:
         return first_answer(args)
-    model, processor = load_model(args.checkpoint)
-    plain = load_model(args.checkpoint, fold=False)[0].to(memory_format=torch.contiguous_format)
     onnx_model = None
     installed = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
-    if installed and not {"patients", "slice"}.isdisjoint(args.parts):
-        onnx_model, _ = load_onnx_model(args.checkpoint)
-    print(f"{args.checkpoint} ({model.config.model_type}), {torch.get_num_threads()} threads")
-    if "patients" in args.parts:
-        compare_patients(args, plain, model, onnx_model, processor)
+    try:
+        split = load_split(args.dataset, args.split) if "patients" in args.parts else None
+        model, processor = load_checkpoint(args.checkpoint)
+        plain = load_model(args.checkpoint, fold=False)[0].to(memory_format=torch.contiguous_format)
+        if installed and not {"patients", "slice"}.isdisjoint(args.parts):
+            onnx_model, _ = load_checkpoint(args.checkpoint, "onnxruntime")
+        print(f"{args.checkpoint} ({model.config.model_type}), {torch.get_num_threads()} threads")
+        if split is not None:
+            compare_patients(args, split, plain, model, onnx_model, processor)
+    except (OSError, ValueError) as error:
+        sys.exit(f"benchmarks.inference: error: {error}")
     if "slice" in args.parts:
         compare_slices(args, plain, model, onnx_model)
     if "growth" in args.parts:

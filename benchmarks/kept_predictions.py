@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from hub_dataset.loading import load_splits
 from hub_dataset.patients import Patient, group_by_patient
 from modeling.predictions import PredictionStore
+
+from .arguments import load_split
 
 
 def find_predictions(
@@ -21,10 +22,8 @@ def find_predictions(
         FileNotFoundError: no such dataset, or no predictions in a folder.
         ValueError: no such split, two folders of one name, or one that lacks a patient.
     """
-    splits = load_splits(dataset)
-    if split not in splits:
-        raise ValueError(f"The split {split!r} is absent from {dataset}; it has {', '.join(splits)}.")
-    rows_of = group_by_patient(splits[split])
+    slices = load_split(dataset, split)
+    rows_of = group_by_patient(slices)
     models: dict[str, PredictionStore] = {}
     for folder in folders:
         store, name = PredictionStore.open(folder), folder.resolve().name
@@ -36,7 +35,7 @@ def find_predictions(
                 f"{missing[0]}; `evaluate.py --predictions {folder}` without --limit makes them."
             )
         models[name] = store
-    return splits[split], rows_of, models
+    return slices, rows_of, models
 
 
 def read_probabilities(store: PredictionStore, patient: Patient) -> np.ndarray:

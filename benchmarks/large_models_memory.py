@@ -15,6 +15,7 @@ import time
 
 import torch
 
+from benchmarks.arguments import at_least
 from modeling import build_model
 
 PRESETS = ("transunet-conv", "transunet-r50-vit-b16")
@@ -45,13 +46,13 @@ def measure(preset: str, work: str, batch_size: int, gradient_checkpointing: boo
     return {"seconds": seconds, "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_size", type=int, default=2)
+    parser.add_argument("--batch_size", type=at_least(1), default=2)
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--limit", type=float, default=12.0, help="GB")
     parser.add_argument("--only", nargs=2, metavar=("PRESET", "WORK"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.only:
         print(json.dumps(measure(*args.only, args.batch_size, args.gradient_checkpointing)))
         return
@@ -60,7 +61,8 @@ def main() -> None:
     print(f"{'preset':24s}{'work':10s}{'peak':>10s}{'time':>10s}   batch of {args.batch_size}, {SIZE}x{SIZE}")
     for preset in PRESETS:
         for work in ("train", "forward"):
-            command = [sys.executable, "-m", "benchmarks.large_models_memory", *sys.argv[1:], "--only", preset, work]
+            command = [sys.executable, "-m", "benchmarks.large_models_memory"]
+            command += [*(sys.argv[1:] if argv is None else argv), "--only", preset, work]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             result = json.loads(output.splitlines()[-1])
             peaks.append(result["gigabytes"])

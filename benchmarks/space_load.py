@@ -25,14 +25,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import httpx
 import nibabel as nib
 import numpy as np
 import psutil
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from hub_dataset.phantom import phantom_volume
-from modeling.image_processing_brain_mri import FLAIR
+from benchmarks.arguments import at_least
+from hub_dataset.phantom import MIN_SLICES, phantom_volume
+from modeling.image_processing_brain_mri import FLAIR, MINIMUM_SIZE
 
 ROOT = Path(__file__).resolve().parents[1]
 START_LIMIT = 600  # seconds
@@ -56,16 +58,20 @@ class Answer:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", help="of a server that runs already; without, app.py is started on 127.0.0.1")
-    parser.add_argument("--pid", type=int, help="of the server at --url, to follow its memory")
+    parser.add_argument("--pid", type=at_least(1), help="of the server at --url, to follow its memory")
     parser.add_argument("--model", help="a name that the server offers; without, its default")
-    parser.add_argument("--requests", type=int, default=200, help="in all, from all clients")
-    parser.add_argument("--clients", type=int, default=4, help="at once")
-    parser.add_argument("--volume_every", type=int, default=10, help="one request in so many is a volume; 0 for none")
-    parser.add_argument("--size", type=int, default=256, help="pixels; height and width of all images")
-    parser.add_argument("--num_slices", type=int, default=40, help="of a volume")
-    parser.add_argument("--repeats", type=int, default=5, help="of the slice by itself; the volume takes two")
+    parser.add_argument("--requests", type=at_least(1), default=200, help="in all, from all clients")
+    parser.add_argument("--clients", type=at_least(1), default=4, help="at once")
+    parser.add_argument(
+        "--volume_every", type=at_least(0), default=10, help="one request in so many is a volume; 0 for none"
+    )
+    parser.add_argument(
+        "--size", type=at_least(MINIMUM_SIZE), default=256, help="pixels; height and width of all images"
+    )
+    parser.add_argument("--num_slices", type=at_least(MIN_SLICES), default=40, help="of a volume")
+    parser.add_argument("--repeats", type=at_least(1), default=5, help="of the slice by itself; the volume takes two")
     args = parser.parse_args(argv)
-    if args.requests < 5 * args.clients or args.clients < 1:
+    if args.requests < 5 * args.clients:
         parser.error(f"--requests is {args.requests}; give at least five for each of the {args.clients} clients")
     if args.pid and not args.url:
         parser.error("--pid goes with --url: the memory of a server that this script starts is followed anyway")
@@ -234,8 +240,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, url: str, pid: int | None, images: dict[str, Path]) -> int:
-    visitors = [Visitor(number, url, images, args.model, pid) for number in range(args.clients)]
-    model = args.model or visitors[0].client.predict(api_name="/list_models")["default"]
+    try:
+        visitors = [Visitor(number, url, images, args.model, pid) for number in range(args.clients)]
+        model = args.model or visitors[0].client.predict(api_name="/list_models")["default"]
+    except psutil.Error as error:
+        sys.exit(f"benchmarks.space_load: error: --pid {pid} cannot be followed: {error}")
+    except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
+        sys.exit(f"benchmarks.space_load: error: no server of app.py answers at {url}: {error}")
     print(f"{model}, images of {args.size}x{args.size}, volumes of {args.num_slices} slices, {os.cpu_count()} cores")
     time_alone(visitors[0], args.repeats)
     results = ask_at_once(visitors, args.requests, args.volume_every)

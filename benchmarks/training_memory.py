@@ -18,11 +18,12 @@ import torch
 from datasets import concatenate_datasets
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from benchmarks.arguments import at_least, load_split
 from benchmarks.machine import PeakMemory
-from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_splits, relative_head_sizes
-from modeling import BrainMRIImageProcessor, build_model
+from hub_dataset.loading import LesionBatchSampler, TrainingSlices, relative_head_sizes
+from modeling import PRESETS, BrainMRIImageProcessor, build_model
+from modeling.image_processing_brain_mri import MINIMUM_SIZE
 from training.cpu import keep_freed_memory, memory_format_for
 from training.recipe import ema_update
 
@@ -30,20 +31,19 @@ from training.recipe import ema_update
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--model", default="unet-5level")
-    parser.add_argument("--patients", type=int, nargs="+", default=[20, 88])
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--image_size", type=int, default=256)
+    parser.add_argument("--model", default="unet-5level", choices=list(PRESETS))
+    parser.add_argument("--patients", type=at_least(1), nargs="+", default=[20, 88])
+    parser.add_argument("--batch_size", type=at_least(1), default=16)
+    parser.add_argument("--image_size", type=at_least(MINIMUM_SIZE), default=256)
     parser.add_argument("--gradient_checkpointing", action="store_true", help="as in train.py")
     parser.add_argument("--low_memory", action="store_true", help="as in train.py")
-    parser.add_argument("--steps", type=int, default=3, help="batches that are trained on")
+    parser.add_argument("--steps", type=at_least(1), default=3, help="batches that are trained on")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def measure(args: argparse.Namespace) -> None:
-    splits = load_splits(args.dataset)
-    slices = concatenate_datasets([splits["train"], splits["validation"]])
+    slices = concatenate_datasets([load_split(args.dataset, name) for name in ("train", "validation")])
     patients = np.asarray(slices["patient_id"])
     chosen = sorted(set(patients))[: args.patients[0]]
     slices = slices.select(np.flatnonzero(np.isin(patients, chosen)))
@@ -68,7 +68,7 @@ def measure(args: argparse.Namespace) -> None:
     to_train = set(np.argsort(areas)[-args.steps :].tolist())
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=2, prefetch_factor=4)
     with PeakMemory() as peak:
-        for number, batch in enumerate(tqdm(loader)):
+        for number, batch in enumerate(loader):
             if number in to_train:
                 pixel_values = batch["pixel_values"].contiguous(memory_format=memory_format)
                 model(pixel_values=pixel_values, labels=batch["labels"]).loss.backward()
@@ -78,10 +78,13 @@ def measure(args: argparse.Namespace) -> None:
     print(f"{len(chosen)} {len(slices)} {len(areas)} {peak.resident:.0f} {peak.private:.0f}")
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     if args.measure:
-        return measure(args)
+        try:
+            return measure(args)
+        except (OSError, ValueError) as error:
+            sys.exit(f"benchmarks.training_memory: error: {error}")
     print(f"{args.model}, batches of {args.batch_size} at {args.image_size} pixels, MiB")
     print(f"{'patients':>8} {'slices':>8} {'batches':>8} {'peak':>8} {'without mapped files':>21}")
     for count in args.patients:
@@ -89,14 +92,14 @@ def main() -> None:
             sys.executable,
             "-m",
             "benchmarks.training_memory",
-            *sys.argv[1:],
+            *(sys.argv[1:] if argv is None else argv),
             "--measure",
             "--patients",
             str(count),
         ]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            sys.exit(result.stderr)
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if result.returncode:  # why has been said, unless it was killed
+            sys.exit(f"benchmarks.training_memory: error: exit code {result.returncode} with {count} patients.")
         patients, slices, batches, peak, private = result.stdout.split()[-5:]
         print(f"{patients:>8} {slices:>8} {batches:>8} {peak:>8} {private:>21}", flush=True)
 

@@ -14,6 +14,7 @@ and in all:
 
 import argparse
 import os
+import sys
 import time
 
 import numpy as np
@@ -22,9 +23,11 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
+from benchmarks.arguments import at_least, load_split
 from benchmarks.machine import PeakMemory, matrix_product_rate
-from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_splits, relative_head_sizes
+from hub_dataset.loading import LesionBatchSampler, TrainingSlices, relative_head_sizes
 from modeling import PRESETS, BrainMRIImageProcessor, build_model
+from modeling.image_processing_brain_mri import MINIMUM_SIZE
 from training.cost import model_of_shapes, step_cost
 from training.cpu import keep_freed_memory, memory_format_for
 from training.recipe import ema_update
@@ -33,23 +36,23 @@ MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.
 WARM_UP = 2  # steps: the workers start, and the kernels for the shape are chosen
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
     parser.add_argument("--model", default="unet-5level", choices=list(PRESETS))
-    parser.add_argument("--image_size", type=int, default=256, help="pixels")
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=5, help="timed ones")
+    parser.add_argument("--image_size", type=at_least(MINIMUM_SIZE), default=256, help="pixels")
+    parser.add_argument("--batch_size", type=at_least(1), default=16)
+    parser.add_argument("--steps", type=at_least(1), default=5, help="timed ones")
     parser.add_argument("--crop", action="store_true", help="crop to the head")
-    parser.add_argument("--num_workers", type=int, default=2)
+    parser.add_argument("--num_workers", type=at_least(0), default=2)
     parser.add_argument(
         "--memory_format", choices=list(MEMORY_FORMATS), help="train.py's own for the model if left out"
     )
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="as of `accelerate launch`")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="as in train.py")
     parser.add_argument("--low_memory", action="store_true", help="as in train.py")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of PyTorch")
-    return parser.parse_args()
+    parser.add_argument("--threads", type=at_least(1), default=len(os.sched_getaffinity(0)), help="of PyTorch")
+    return parser.parse_args(argv)
 
 
 def processor_seconds_of_workers() -> float:
@@ -57,13 +60,20 @@ def processor_seconds_of_workers() -> float:
     return sum(time.user + time.system for time in times)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        measure(args)
+    except (OSError, ValueError) as error:
+        sys.exit(f"benchmarks.training_speed: error: {error}")
+
+
+def measure(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     if not args.low_memory:
         keep_freed_memory()
     torch.manual_seed(0)
-    split = load_splits(args.dataset)["train"]
+    split = load_split(args.dataset, "train")
     model = build_model(args.model).train()
     memory_format = MEMORY_FORMATS.get(args.memory_format) or memory_format_for(model, model.device)
     model = model.to(memory_format=memory_format)
@@ -101,7 +111,7 @@ def main() -> None:
             steps.append((*pixel_values.shape[-2:], waited, time.perf_counter() - started))
     processor_seconds = processor_seconds_of_workers() - processor_seconds
     if len(steps) <= WARM_UP:
-        raise SystemExit(f"An epoch has {len(steps)} batches, none beyond the {WARM_UP} that are not timed.")
+        raise ValueError(f"An epoch has {len(steps)} batches, none beyond the {WARM_UP} that are not timed.")
     possible = max(possible, matrix_product_rate())
 
     shapes = model_of_shapes(PRESETS[args.model])

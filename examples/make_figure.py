@@ -4,24 +4,40 @@ python -m examples.make_figure [--checkpoint checkpoints/transunet-small] [--out
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from hub_dataset.phantom import phantom_volume
-from modeling.inference import load_model, segment_volume
+from modeling.commands import load_checkpoint
+from modeling.inference import segment_volume
 from modeling.visualization import slice_sheet
 
 SEEDS = (1, 4, 7, 9)
 NUM_SLICES = 24
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="checkpoints/transunet-small")
     parser.add_argument("--output", type=Path, default=Path("docs/figures/phantom.png"))
-    args = parser.parse_args()
-    model, processor = load_model(args.checkpoint)
+    args = parser.parse_args(argv)
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        draw(args.checkpoint, args.output)
+    except (OSError, ValueError) as error:
+        sys.exit(f"examples.make_figure: error: {error}")
+
+
+def draw(checkpoint: str, path: Path) -> None:
+    """Write the picture.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: no such checkpoint, or a suffix that matplotlib does not know.
+    """
+    model, processor = load_checkpoint(checkpoint)
     images, predictions, truths = [], [], []
     for seed in SEEDS:
         volume = phantom_volume(seed, num_slices=NUM_SLICES)
@@ -29,8 +45,7 @@ def main() -> None:
         images.append(volume.slices[index])
         predictions.append(segment_volume(model, processor, volume.slices).mask[index])
         truths.append(volume.mask[index])
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    slice_sheet(images, predictions, truths, columns=len(SEEDS)).savefig(args.output, dpi=110)
+    slice_sheet(images, predictions, truths, columns=len(SEEDS)).savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

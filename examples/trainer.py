@@ -7,6 +7,8 @@ moving average of the weights, and validation by patient.
 """
 
 import argparse
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,9 +19,17 @@ from modeling import PRESETS, BrainMRIImageProcessor, build_model
 
 
 def train(preset: str, dataset: str, **arguments) -> Trainer:
-    """Train on the dataset's split for it and save model and processor; `arguments` go to `TrainingArguments`."""
+    """Train on the dataset's split for it and save model and processor; `arguments` go to `TrainingArguments`.
+
+    Raises:
+        OSError: no such dataset, or the output's folder cannot be made.
+        ValueError: a dataset that lacks something, or arguments that cannot be used.
+    """
+    splits = load_splits(dataset)
+    if missing := {"train", "validation"} - splits.keys():
+        raise ValueError(f"{dataset} has no split {', '.join(sorted(missing))}; training takes both.")
     # Slices beyond the head show nothing to normalise or to learn from.
-    splits = load_splits(dataset).filter(lambda image: not is_empty(pixels_of(image)), input_columns="image")
+    splits = splits.filter(lambda image: not is_empty(pixels_of(image)), input_columns="image")
     model = build_model(preset)
     processor = BrainMRIImageProcessor(size_divisor=model.config.size_divisor)
 
@@ -43,15 +53,20 @@ def train(preset: str, dataset: str, **arguments) -> Trainer:
     return trainer
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="unet-5level", choices=list(PRESETS), help="preset")
     parser.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--num_train_epochs", type=int, default=3)
     parser.add_argument("--per_device_train_batch_size", type=int, default=8)
-    arguments = vars(parser.parse_args())
-    trainer = train(arguments.pop("model"), arguments.pop("dataset"), **arguments)
+    arguments = vars(parser.parse_args(argv))
+    if Path(arguments["output_dir"]).is_file():
+        parser.error(f"--output_dir {arguments['output_dir']} is a file; name a folder")
+    try:
+        trainer = train(arguments.pop("model"), arguments.pop("dataset"), **arguments)
+    except (OSError, ValueError) as error:
+        sys.exit(f"examples.trainer: error: {error}")
     print(trainer.evaluate())
 
 
