@@ -9,7 +9,8 @@ Each folder of predictions is one model, called after the folder. Prints tables 
 
 - Dice per patient after post-processing, and that of each patient's best threshold and of each slice's best threshold,
   both found with the reader's outline. No way of choosing thresholds, however good, can do better with these
-  probabilities (but filling holes and leaving out islands might);
+  probabilities (but filling holes and leaving out islands might). All three leave out patients without a lesion, who
+  have no best threshold;
 - of every patient, the Dice of each model's outline with the reader's, and of the models' outlines with one another.
 """
 
@@ -75,6 +76,8 @@ def main(argv: list[str] | None = None) -> None:
 
     try:
         split, rows_of, models = find_predictions(args.dataset, args.split, args.predictions)
+        if not any(split["has_lesion"]):
+            raise ValueError(f"No patient of {args.split!r} has a lesion, so that no threshold could be better.")
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     pairs = list(combinations(models, 2))
@@ -88,12 +91,14 @@ def main(argv: list[str] | None = None) -> None:
             probabilities = read_probabilities(store, patient)
             masks[name] = mask_from_probabilities(probabilities)
             scores.append(dice(confusion_counts(masks[name], truth)))
-            by_slice = best_dice(probabilities, truth)
-            bounds[name].append([scores[-1], best_dice([probabilities], [truth]), by_slice])
+            if truth.any():
+                by_slice = best_dice(probabilities, truth)
+                bounds[name].append([scores[-1], best_dice([probabilities], [truth]), by_slice])
         scores += [dice(confusion_counts(masks[one], masks[other])) for one, other in pairs]
         agreement.append(scores)
 
-    print(f"{len(agreement)} patients of {args.split}; Dice per patient, mean (95 % CI)\n")
+    with_lesion = len(next(iter(bounds.values())))
+    print(f"{len(agreement)} patients of {args.split}, {with_lesion} with a lesion; Dice per patient, mean (95 % CI)\n")
     header = ["model", "post-processed", "each patient's best threshold", "each slice's best threshold"]
     print(table(header, [[name, *map(mean_and_interval, zip(*bounds[name], strict=True))] for name in models]))
     header = ["patient", *(f"{name}, reader" for name in models), *(f"{one}, {other}" for one, other in pairs)]

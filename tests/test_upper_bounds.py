@@ -5,10 +5,12 @@ from itertools import product
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.kept_predictions import read_probabilities
 from benchmarks.upper_bounds import best_dice, main, threshold_counts
 from hub_dataset.build import build_dataset
+from hub_dataset.folds import write_splits
 from hub_dataset.loading import load_splits
 from hub_dataset.patients import group_by_patient, read_patient
 from hub_dataset.phantom import write_phantom
@@ -100,3 +102,31 @@ def test_the_script_sets_models_beside_the_reader_and_one_another(tmp_path, caps
     assert float(reader.split()[0]) == 1
     assert 0 < float(moved.split()[0]) < 1
     assert between == moved, "what is exact agrees with the other model as the reader does"
+
+
+def test_all_columns_are_over_the_patients_with_a_lesion(phantom_dataset_dir, tmp_path, capsys):
+    split = load_splits(str(phantom_dataset_dir))["validation"]
+    ill = split["patient_id"][0]
+    outline = np.zeros((64, 64), np.uint8)
+    outline[20:40, 20:40] = 255
+
+    def write(name: str, patients: list[str]) -> str:
+        def draw(row):
+            has_lesion = row["patient_id"] in patients
+            return {"mask": Image.fromarray(outline * has_lesion), "has_lesion": has_lesion}
+
+        write_splits({"validation": split.map(draw, features=split.features)}, tmp_path / name)
+        return str(tmp_path / name)
+
+    store = PredictionStore(tmp_path / "model", {})
+    for patient_id, rows in group_by_patient(split).items():
+        slices = read_patient(split, patient_id, rows).slices
+        store.write(patient_id, np.broadcast_to(outline > 0, slices.shape[:3]).astype(np.float32), slices)
+    main(["--dataset", write("one", [ill]), "--predictions", str(store.folder)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("2 patients of validation, 1 with a lesion; ")
+    assert lines[4] == "| model | 1.000 | 1.000 | 1.000 |"
+    assert "| mean (95 % CI) | 0.500 " in lines[-2], "agreement is of all patients"
+    with pytest.raises(SystemExit):
+        main(["--dataset", write("none", []), "--predictions", str(store.folder)])
+    assert "No patient of 'validation' has a lesion" in capsys.readouterr().err
