@@ -63,6 +63,17 @@ def lgg_data() -> Path:
 
 
 @pytest.fixture
+def two_threads():
+    """PyTorch computes with two threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def hub(tmp_path):
     """A Hub on this machine, with nothing in it."""
     from local_hub import LocalHub

@@ -28,6 +28,7 @@ from modeling.inference import (
     signal_mask,
 )
 from modeling.postprocessing import mask_from_probabilities
+from modeling.test_time_augmentation import disagreement
 from modeling.views import VIEWS
 
 
@@ -67,14 +68,6 @@ def make_volume(slices: int = 7, height: int = 90, width: int = 75) -> tuple[np.
     cube[2:5, 28:42, 35:45] = True
     volume[cube, FLAIR] = 250
     return volume, cube
-
-
-@pytest.fixture
-def two_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_a_model_that_gives_nan_finds_no_lesion_absent(tiny_unet, processor):
@@ -150,6 +143,18 @@ class TestVolume:
         predict_volume(Counting(), processor, make_volume(slices=12)[0], screening_stride=1)
         assert len({name for name, _ in counts}) == 2
         assert {count for _, count in counts} == {1}
+
+    def test_large_slices_are_computed_one_after_the_other(self, processor, two_threads):
+        volume = np.pad(make_volume()[0], ((0, 0), (0, 430), (0, 445), (0, 0)))  # 520 x 520
+        threads = set()
+
+        class Recorder(Brightness):
+            def forward(self, pixel_values):
+                threads.add(threading.current_thread())
+                return super().forward(pixel_values)
+
+        predict_volume(Recorder(), processor, volume, screening_stride=1)
+        assert threads == {threading.current_thread()}
 
     def test_no_core_is_left_over(self, monkeypatch, two_threads):
         monkeypatch.setattr(inference, "MAX_WORKERS", 2)
@@ -269,11 +274,20 @@ class TestVolume:
             predict_volume(Brightness(), processor, resampled, screening_stride=1), probabilities, atol=1e-3
         )
 
+    def test_a_slice_of_little_brain_is_computed(self, processor):
+        volume, _ = make_volume()
+        volume[5] = volume[0]
+        volume[5, 30:39, 35:44] = 100 + volume[1, 30:39, 35:44] // 20  # 1.2 % of the slice
+        volume[5, 33:36, 38:41, FLAIR] = 250
+        assert predict_volume(Brightness(), processor, volume, screening_stride=1)[5].max() > 0.5
+
     def test_postprocessing_is_the_rooms_own_and_can_be_switched_off(self, processor):
         volume, _ = make_volume()
         volume[2, 50, 50, FLAIR] = 250
-        raw = segment_volume(Brightness(), processor, volume, postprocess=False).mask
-        assert raw[2, 50, 50]
+        raw = segment_volume(Brightness(8.0), processor, volume, threshold=0.3, postprocess=False)
+        np.testing.assert_array_equal(raw.mask, raw.probabilities >= 0.3)
+        assert (raw.mask != (raw.probabilities >= 0.5)).any()
+        assert raw.mask[2, 50, 50]
         cleaned = segment_volume(Brightness(), processor, volume, threshold=0.4)
         np.testing.assert_array_equal(cleaned.mask, mask_from_probabilities(cleaned.probabilities, threshold=0.4))
         assert cleaned.mask.any()
@@ -335,6 +349,12 @@ class TestViews:
             np.testing.assert_allclose(view.undo(image), blob, atol=0.02)
             np.testing.assert_allclose(view.of(np.stack([blob] * 3, axis=-1))[..., 1], image, atol=1e-6)
 
+    def test_bring_in_what_is_at_the_edge(self):
+        even = np.full((1, 40, 48), 7, dtype=np.float32)
+        for view in VIEWS:
+            np.testing.assert_allclose(view.of(even), even, atol=1e-5)
+            np.testing.assert_allclose(view.undo(even), even, atol=1e-5)
+
     @pytest.mark.parametrize("views", [2, 3, 4])
     def test_are_averaged_where_that_is_more_than_one_alone(self, tiny_unet, processor, views):
         volume, _ = make_volume()
@@ -364,6 +384,22 @@ class TestViews:
             predict_volume(model, processor, volume, views=3, **options)
             assert sum(shape[0] for shape in model.shapes) == 10 + 2 * (len(lesion) + 2)
         assert steps == [30, 30]
+
+    def test_are_cropped_where_each_shows_the_head(self, processor):
+        volume, _ = (np.roll(array, -18, axis=2) for array in make_volume())  # the head lies on one side
+        options = {"views": 2, "screening_stride": 1}
+        cropped, whole = (
+            predict_volume(Brightness(), processor, volume, crop_margin=margin, **options) for margin in (0, None)
+        )
+        lesion_and_around = np.s_[2:5, 25:45, 14:30]
+        np.testing.assert_allclose(cropped[lesion_and_around], whole[lesion_and_around], atol=1e-3)
+
+    def test_disagree_by_twice_their_standard_deviation(self, tiny_unet, processor):
+        volume, _ = make_volume()
+        each = [view.undo(predict_volume(tiny_unet, processor, view.of(volume))) for view in VIEWS]
+        spread = disagreement(tiny_unet, processor, volume, each[0])
+        np.testing.assert_allclose(spread, 2 * np.std(each, axis=0), atol=2e-3)
+        assert spread.max() > 0.01
 
     def test_of_a_slice_that_shows_nothing_when_turned_change_nothing(self, processor):
         volume, cube = make_volume(slices=12)

@@ -48,8 +48,11 @@ def test_matches_the_formula(kind, example):
 @pytest.mark.parametrize("kind", LOSSES)
 def test_perfect_logits_cost_nothing_and_wrong_ones_most(kind, example):
     _, labels = example
-    perfect = (labels[:, None] * 2 - 1) * 50.0
-    assert segmentation_loss(perfect, labels, kind).item() == pytest.approx(0, abs=1e-3)
+    perfect = ((labels[:, None] * 2 - 1) * 200.0).requires_grad_()
+    loss = segmentation_loss(perfect, labels, kind)
+    assert loss.item() == pytest.approx(0, abs=1e-3)
+    loss.backward()
+    assert perfect.grad.isfinite().all()
     assert segmentation_loss(-perfect, labels, kind) > segmentation_loss(perfect * 0, labels, kind) > 0.05
 
 

@@ -298,7 +298,6 @@ def test_the_summary_averages_patients_and_pools_slices():
     summary = summarize([found, missed, half])
     assert summary.dice_mean == pytest.approx((1 + 0 + 2 / 3) / 3)
     assert summary.dice_median == pytest.approx(2 / 3)
-    assert summary.dice_interval == bootstrap_interval([1, 0, 2 / 3])
     assert summary.iou_mean == pytest.approx((1 + 0 + 1 / 2) / 3)
     assert summary.precision_mean == pytest.approx((1 + 0 + 1) / 3)
     assert summary.recall_mean == pytest.approx((1 + 0 + 1 / 2) / 3)
@@ -306,6 +305,8 @@ def test_the_summary_averages_patients_and_pools_slices():
     assert (summary.empty_slices, summary.false_alarms, summary.false_alarm_rate) == (10, 1, 0.1)
     assert summary.hausdorff95_patients == 3
     assert summary.hausdorff95_median == half.hausdorff95
+    partial = [score_volume(cube(0), cube(*range(end))) for end in (2, 3, 4)]  # whose IoU is 1/2, 1/3, 1/4
+    assert summarize(partial).dice_interval == bootstrap_interval([2 / 3, 1 / 2, 2 / 5])
 
 
 def test_patients_without_a_score_do_not_count_in_its_mean():

@@ -77,14 +77,6 @@ def sessions(monkeypatch) -> list[int]:
     return counts
 
 
-@pytest.fixture
-def two_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
-
-
 def without(monkeypatch, *names: str) -> None:
     """Let packages be absent."""
     for name in names:

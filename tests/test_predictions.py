@@ -106,7 +106,7 @@ def test_what_is_damaged_is_computed_again_and_a_damaged_record_is_named(tmp_pat
     with pytest.raises(ValueError, match="other images"):
         store.holds("a", slices.view(np.int64))
     kept = (tmp_path / "a.npz").read_bytes()
-    for damaged in (kept[:100], kept[:-200], b""):
+    for damaged in (kept[:100], kept[:-200], b"", kept[:400] + bytes(20) + kept[420:]):
         (tmp_path / "a.npz").write_bytes(damaged)
         assert not store.holds("a", slices)
     (tmp_path / "made_with.json").write_text("")
