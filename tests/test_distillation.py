@@ -106,17 +106,3 @@ class TestRefusals:
             run("--teacher", save_teacher(clip=3.0))
         with pytest.raises(SystemExit, match=r"it has volume_share 0\.25, not 0\.5"):
             run("--teacher", save_teacher(volume_share=0.25))
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (["--teacher_weight", "0.5"], "goes with --teacher"),
-            (["--teacher", "anything", "--teacher_weight", "0"], "from over 0 to 1, not 0.0"),
-            (["--teacher", "anything", "--teacher_weight", "1.5"], "from over 0 to 1, not 1.5"),
-        ],
-    )
-    def test_unusable_arguments(self, run, capsys, arguments, message):
-        with pytest.raises(SystemExit) as error:
-            run(*arguments)
-        assert error.value.code == 2
-        assert message in capsys.readouterr().err

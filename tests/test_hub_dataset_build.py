@@ -119,7 +119,10 @@ def test_the_card_describes_what_was_built(phantom_dataset_dir, dataset):
     assert {s["name"]: s["num_examples"] for s in card.data.dataset_info["splits"]} == dataset.num_rows
     assert card.data.task_categories == ["image-segmentation"]
     assert "No patient's image is in it" in card.text
-    assert "| `train` | 4 | 40 |" in card.text
+    for name, split in dataset.items():
+        patients, lesions = len(set(split["patient_id"])), sum(split["has_lesion"])
+        assert 0 < lesions < len(split)
+        assert f"| `{name}` | {patients} | {len(split)} | {lesions} |" in card.text
 
 
 def test_an_incomplete_source_is_built_and_says_what_is_missing(tmp_path, caplog):

@@ -23,6 +23,7 @@ from hub_dataset.loading import (
     make_sample,
     measure_slice,
     measure_split,
+    relative_head_size,
     relative_head_sizes,
     training_sample,
 )
@@ -34,12 +35,12 @@ FLAIR = 1
 UNCHANGED = SliceAugmentation()
 
 
-def make_slice(size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """A noisy rectangle of signal with a bright spot: image (size, size, 3) uint8, mask (size, size) uint8, 0/255."""
+def make_slice() -> tuple[np.ndarray, np.ndarray]:
+    """A noisy rectangle of signal with a bright spot: image (64, 80, 3) uint8, mask (64, 80) uint8, 0/255."""
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 3, (size, size, 3)).astype(np.uint8)
+    image = rng.integers(0, 3, (64, 80, 3)).astype(np.uint8)
     image[10:50, 20:52] = rng.integers(60, 120, (40, 32, 3))
-    mask = np.zeros((size, size), dtype=np.uint8)
+    mask = np.zeros((64, 80), dtype=np.uint8)
     mask[30:40, 24:32] = 255
     image[mask > 0, FLAIR] = 220
     return image, mask
@@ -81,6 +82,8 @@ class TestSampler:
             assert epochs[-1] == list(second)
         assert epochs[0] != epochs[1]
         assert list(self.sampler(has_lesion, head_sizes, seed=4)) != epochs[0]
+        seeds = [key.seed for epoch in epochs for batch in epoch for key in batch]
+        assert len(set(seeds)) == len(seeds), "two samples are augmented alike"
 
     def test_an_interrupted_epoch_goes_on_where_it_stopped(self, has_lesion, head_sizes):
         sampler = self.sampler(has_lesion, head_sizes)
@@ -125,7 +128,7 @@ class TestSampler:
 
 class TestSample:
     def key(self, **kwargs) -> SampleKey:
-        return SampleKey(**({"index": 0, "seed": (0,), "height": 64, "width": 64, "image_size": 64} | kwargs))
+        return SampleKey(**({"index": 0, "seed": (0,), "height": 64, "width": 80, "image_size": 80} | kwargs))
 
     def test_without_augmentation_it_is_the_processors_slice_centred_on_the_head(self):
         image, mask = make_slice()
@@ -157,13 +160,21 @@ class TestSample:
         torch.testing.assert_close(of_flair, of_all[FLAIR].expand(3, -1, -1))
         assert not torch.equal(of_all[0], of_all[FLAIR])
 
-    def test_half_the_image_size_halves_the_lesion(self):
+    @pytest.mark.parametrize("factor", [0.5, 2])
+    def test_the_lesion_shrinks_and_grows_with_the_image_size(self, factor):
         image, mask = make_slice()
-        sample = make_sample(image, mask, self.key(height=32, width=32, image_size=32), UNCHANGED, clip=6.0)
-        assert sample["labels"].sum() == (mask > 0).sum() / 4
+        height, width = int(64 * factor), int(80 * factor)
+        sample = make_sample(image, mask, self.key(height=height, width=width, image_size=width), UNCHANGED, clip=6.0)
+        assert sample["labels"].sum() == (mask > 0).sum() * factor**2
+
+    def test_masks_of_0_and_1_are_those_of_0_and_255(self):
+        image, mask = make_slice()
+        ones, full = (make_sample(image, form, self.key(), UNCHANGED, 6.0)["labels"] for form in (mask // 255, mask))
+        assert full.any()
+        assert torch.equal(ones, full)
 
     def test_an_empty_slice_is_zero(self):
-        sample = make_sample(np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8), self.key(), UNCHANGED, 6.0)
+        sample = make_sample(np.zeros((64, 80, 3), np.uint8), np.zeros((64, 80), np.uint8), self.key(), UNCHANGED, 6.0)
         assert not sample["pixel_values"].any()
         assert not sample["labels"].any()
 
@@ -189,7 +200,7 @@ class TestIntensities:
         rng = np.random.default_rng(0)
         patients = ["b", "a", "b", "a", "c", "b"]
         slices = [(level * make_slice()[0].astype(np.float32) + rng.normal(size=3)) for level in range(1, 7)]
-        slices[2] = slices[4] = np.zeros((64, 64, 3))
+        slices[2] = slices[4] = np.zeros((64, 80, 3))
         intensities = intensities_by_patient(patients, [measure_slice(image) for image in slices])
         assert intensities.shape == (6, 3, 2)
         for patient, rows in (("a", [1, 3]), ("b", [0, 5])):
@@ -309,9 +320,18 @@ class TestAugmentation:
         moved = resample(channels, SliceAugmentation(translation=(0.1, -0.2)), (10, 8), 1.0, (12.0, 15.0))
         torch.testing.assert_close(moved, channels[:, 10:20, 5:13], atol=1e-4, rtol=0)
 
-    def test_halving_averages(self, channels):
-        result = resample(channels, UNCHANGED, (12, 15), 0.5, (12.0, 15.0))
-        torch.testing.assert_close(result, torch.nn.functional.avg_pool2d(channels, 2), atol=1e-4, rtol=0)
+    @pytest.mark.parametrize(("zoom", "scale"), [(1.0, 0.5), (1.0, 0.25), (0.5, 0.5), (0.25, 1.0)])
+    def test_shrinking_averages(self, channels, zoom, scale):
+        times = round(1 / (zoom * scale))
+        square = channels[:, :, 3:27]
+        size = (24 // times, 24 // times)
+        result = resample(square, SliceAugmentation(zoom=zoom), size, scale, (12.0, 12.0))
+        torch.testing.assert_close(result, torch.nn.functional.avg_pool2d(square, times), atol=1e-4, rtol=0)
+
+    def test_beyond_the_border_its_values_go_on(self):
+        even = torch.full((1, 24, 30), -5.0)
+        moved = resample(even, SliceAugmentation(rotation=30.0, translation=(0.3, -0.3)), (40, 40), 1.0, (2.0, 3.0))
+        torch.testing.assert_close(moved, torch.full((1, 40, 40), -5.0))
 
     def test_zoom_enlarges_about_the_centre(self):
         channels = torch.zeros(1, 40, 40)
@@ -342,8 +362,9 @@ class TestAugmentation:
 
 class TestDataset:
     def test_head_box(self):
-        box = head_box(make_slice()[0].astype(np.float32))
-        assert box == (30.0, 36.0, 40, 32)
+        image, _ = make_slice()
+        assert head_box(image.astype(np.float32)) == (30.0, 36.0, 40, 32)
+        assert relative_head_size(image) == (40 / 80, 32 / 80)
 
     def test_batches_from_the_built_dataset(self, phantom_dataset_dir):
         splits = load_splits(str(phantom_dataset_dir))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import set_seed
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 from safetensors.torch import load_file
@@ -115,6 +116,25 @@ class TestRun:
             run("--epochs", "1", "--gradient_checkpointing", folder="recomputed") / "last" / "model.safetensors"
         )
         assert recomputed.read_bytes() == expected.read_bytes()
+
+    def test_clipping_warm_up_and_seed_shape_the_weights(self, run, monkeypatch):
+        monkeypatch.setattr(RunFolder, "write_figure", lambda *_: None)  # half the time of a run
+        # Weights begin alike whatever the seed, which then draws slices and augmentation alone.
+        monkeypatch.setattr(train, "set_seed", lambda _, **options: set_seed(0, **options))
+        common = ("--epochs", "1", "--optimizer", "sgd", "--loss", "bce")  # each step is as long as the gradient
+        options = ((), ("--max_grad_norm", "0.001"), ("--warmup_ratio", "0.9"), ("--seed", "1"))
+        folders = [run(*common, *changed, folder=f"of_{number}") for number, changed in enumerate(options)]
+        assert len({(folder / "last" / "model.safetensors").read_bytes() for folder in folders}) == len(options)
+
+    def test_schedule_and_average_take_a_step_where_gradients_are_applied(self, run, monkeypatch):
+        moved, update = [], train.AveragedModel.update_parameters
+        monkeypatch.setattr(
+            train.AveragedModel, "update_parameters", lambda self, model: moved.append(1) or update(self, model)
+        )
+        folder = run("--epochs", "1", "--gradient_accumulation_steps", "3")
+        (state,) = (folder / "checkpoints").iterdir()
+        assert len(moved) == math.ceil(int(state.name.removeprefix("step_")) / 3)
+        assert read_log(folder)[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
 
     def test_only_the_newest_states_are_kept(self, run):
         folder = run("--checkpoint_minutes", "0", "--keep_checkpoints", "3")

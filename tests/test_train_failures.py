@@ -130,13 +130,17 @@ class TestArguments:
             (["--folds", "5"], "--folds and --fold go together"),
             (["--folds", "5", "--fold", "5"], "counted from 0"),
             (["--dry_run", "--resume"], "leave out --resume"),
+            (["--teacher_weight", "0.5"], "goes with --teacher"),
+            (["--teacher", "anything", "--teacher_weight", "0"], "from over 0 to 1, not 0.0"),
+            (["--teacher", "anything", "--teacher_weight", "1.5"], "from over 0 to 1, not 1.5"),
         ],
     )
-    def test_unusable_arguments(self, run, capsys, arguments, message):
+    def test_unusable_arguments(self, run, tmp_path, capsys, arguments, message):
         with pytest.raises(SystemExit) as error:
             run(*arguments)
         assert error.value.code == 2
         assert message in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
 
 
 class TestDataset:

@@ -31,6 +31,23 @@ class TestRun:
         assert re.search(r"expected duration: \d:\d\d:\d\d\n.*\n  3 validations of 2 patients: ", output)
         assert all(float(stage[6]) < 5 for stage in stages)  # seconds per step
 
+    def test_memory_and_duration_are_those_of_the_whole_run(self, run, capsys, monkeypatch):
+        for name, stand_in in (("gib", str), ("duration", str), ("seconds_per_pixel", lambda *_: 1.0)):
+            monkeypatch.setattr(f"training.dry_run.{name}", stand_in)
+        run("--dry_run", "--epochs", "5")
+        output = capsys.readouterr().out
+        batches = int(re.search(r"5 epochs of (\d+) batches of 4", output)[1])
+        parameters = sum(parameter.numel() for parameter in build_model("tiny").parameters())
+        assert f"moving average: {4 * parameters * (3 + 2)}\n" in output  # Adam keeps two values of each
+        stages = [line.split() for line in output.splitlines() if re.match(r" +(48|64) ", line)]
+        assert len(stages) == 2
+        for stage in stages:
+            seconds_per_step, epochs = float(stage[6]), int(stage[1])
+            assert float(stage[8]) == pytest.approx(seconds_per_step * batches * epochs, rel=1e-4)
+        typical = map(int, stages[-1][3].split("x"))
+        kept = step_cost(model_of_shapes(preset_config("tiny")), 4, *typical).activation_bytes
+        assert int(re.search(r"largest crop: (\d+)", output)[1]) >= kept
+
     def test_a_run_that_is_there_stays_as_it_is(self, run):
         folder = run("--epochs", "1")
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
