@@ -237,6 +237,36 @@ def test_intensities_are_scaled_and_unevenly_lying_slices_have_no_spacing(tmp_pa
     assert sorted(heights) == pytest.approx(list(expected))
 
 
+def test_scaling_of_some_slices_alone_keeps_their_intensities(tmp_path):
+    files = save_dicom(tmp_path, FLAIR)
+    last = max(files, key=lambda file: dcmread(file).ImagePositionPatient[2])
+    header = dcmread(last)
+    header.RescaleSlope, header.RescaleIntercept = 0.25, -1
+    header.save_as(last)
+    slices = read_volume(files).slices
+    np.testing.assert_array_equal(slices[:-1], FLAIR[:-1])
+    np.testing.assert_array_equal(slices[-1], FLAIR[-1] * np.float32(0.25) - 1)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "thickness"), [({"SpacingBetweenSlices": 6.0}, 6.0), ({}, 5.0), ({"SliceThickness": None}, None)]
+)
+def test_one_slice_is_as_thick_as_its_header_says(tmp_path, attributes, thickness):
+    volume = read_volume(save_dicom(tmp_path, FLAIR[5:6], **attributes))
+    if thickness is None:
+        assert volume.spacing is None
+        assert "thickness" in volume.no_spacing
+    else:
+        assert volume.spacing == pytest.approx((thickness, *SPACING[1:]))
+
+
+@pytest.mark.parametrize("spacing", [None, [0.0, 0.0]])
+def test_without_the_distance_between_pixels_there_is_no_spacing(tmp_path, spacing):
+    volume = read_volume(save_dicom(tmp_path, FLAIR, PixelSpacing=spacing))
+    assert volume.spacing is None
+    assert "distance between pixels" in volume.no_spacing
+
+
 def test_what_is_black_at_the_highest_value_is_inverted_and_other_modalities_are_named(tmp_path):
     files = save_dicom(tmp_path, 4095 - FLAIR.astype(np.uint16), PhotometricInterpretation="MONOCHROME1", Modality="CT")
     volume = read_volume(files)
@@ -295,6 +325,10 @@ def test_unusable_dicom_is_refused_in_a_sentence(tmp_path):
         x, y, z = header.ImagePositionPatient
         header.ImagePositionPatient = [x, y, z + SPACING[0] * (1 if z < 0 else -1)]
 
+    def swell(header):
+        header.compress(RLELossless)
+        header.add_new(0x00091010, "OB", b"\0" * 2**21)
+
     def set_to(**attributes):
         return lambda header: [setattr(header, keyword, value) for keyword, value in attributes.items()]
 
@@ -305,12 +339,15 @@ def test_unusable_dicom_is_refused_in_a_sentence(tmp_path):
         "patients": (set_to(PatientID="8"), "belong to 2 patients"),
         "twice": (move_to_next, "several slices at one position"),
         "sizes": (set_to(Rows=32), "different sizes"),
+        "spacings": (set_to(PixelSpacing=[1.5, 1.6]), "different pixel spacings"),
+        "swollen": (swell, "more bytes than its pixels need"),
         "short": (set_to(PixelData=b"\0" * 100), "damaged or incomplete DICOM"),
         "nonsense": (set_to(ImagePositionPatient=["1", "2"]), "does not say where"),
+        "skewed": (set_to(ImageOrientationPatient=[1, 0, 0, 0.7, 0.7, 0]), "does not say where"),
     }
     for name, (change, why) in cases.items():
         files = changed(name, change)
-        if name == "nonsense":
+        if name in ("nonsense", "skewed"):
             assert any(why in warning for warning in read_volume(files).warnings)
         else:
             with pytest.raises(VolumeFileError, match=why):
@@ -319,8 +356,9 @@ def test_unusable_dicom_is_refused_in_a_sentence(tmp_path):
         files = save_dicom(tmp_path, FLAIR, description=f"{number}", ImagePositionPatient=None, InstanceNumber=number)
         with pytest.raises(VolumeFileError, match="their order is unknown"):
             read_volume(files)
-    with pytest.raises(VolumeFileError, match="no images but other objects"):
-        read_volume(save_dicom(tmp_path, FLAIR, description="report", Modality="SEG"))
+    for modality, name in (("SEG", "report"), ("RTDOSE", "dose")):
+        with pytest.raises(VolumeFileError, match="no images but other objects"):
+            read_volume(save_dicom(tmp_path, FLAIR, description=name, Modality=modality))
     files = save_dicom(tmp_path, FLAIR, description="one") + save_dicom(tmp_path, FLAIR, description="two")
     with pytest.raises(VolumeFileError, match=r"2 sequences came .* none of them is FLAIR"):
         read_volume(files)

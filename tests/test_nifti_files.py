@@ -143,3 +143,4 @@ def test_nothing_that_may_name_a_person_goes_into_the_mask(tmp_path):
     image.to_filename(tmp_path / "flair.nii")
     write_nifti(tmp_path / "mask.nii", head().mask, read_volume([tmp_path / "flair.nii"]).geometry)
     assert b"Jane" not in (tmp_path / "mask.nii").read_bytes()
+    assert b"research use only" in nib.load(tmp_path / "mask.nii").header["descrip"].item()

@@ -261,11 +261,20 @@ def test_a_mask_on_other_voxels_or_an_image_is_no_mask(tmp_path):
     np.testing.assert_array_equal(read_mask([save_pages(tmp_path / "m.tif", mask)], volume), mask)
     empty = save_nifti(tmp_path / "empty.nii", np.zeros_like(mask))
     assert not read_mask([empty], volume).any()
-    moved = AFFINE + np.array([[0, 0, 0, 3]] + [[0] * 4] * 3)
+
+    def moved(millimetres):
+        return AFFINE + np.array([[0, 0, 0, millimetres]] + [[0] * 4] * 3)
+
+    # A tenth of a voxel, of 0.75 mm here, may be rounding.
+    np.testing.assert_array_equal(read_mask([save_nifti(tmp_path / "m.nii", mask, affine=moved(0.06))], volume), mask)
+    larger, first = AFFINE.copy(), [47, 63, 0, 1]  # the first voxel of the axial volume stays in place
+    larger[:3, :3] *= 1.2
+    larger[:3, 3] += (AFFINE @ first - larger @ first)[:3]
     for path, why in (
         (tmp_path / "flair.nii", "an image rather than a mask"),
         (save_nifti(tmp_path / "short.nii", mask[:-1]), r"instead of 12×64×48 \(slices×rows×columns\)\."),
-        (save_nifti(tmp_path / "moved.nii", mask, affine=moved), r"another position or orientation\."),
+        (save_nifti(tmp_path / "moved.nii", mask, affine=moved(0.09)), r"another position or orientation\."),
+        (save_nifti(tmp_path / "larger.nii", mask, affine=larger), r"another position or orientation\."),
     ):
         with pytest.raises(VolumeFileError, match=why):
             read_mask([path], volume)
@@ -342,6 +351,7 @@ UNREADABLE = {
         "32×32×2000 voxels, which is too large: at most 400 slices",
     ),
     "declared": ("flair.nii.gz", declared_size(8000, 8000, 8000), "too large"),
+    "declared voxels": ("flair.nii.gz", declared_size(1000, 1000, 1000), "too large"),
     "no data": ("flair.nii.gz", declared_size(64, 64, 64), "damaged or incomplete"),
     "truncated": ("flair.nii", nifti_bytes()[:4000], "damaged or incomplete"),
     "truncated gzip": ("flair.nii.gz", gzip.compress(nifti_bytes())[:900], "damaged or incomplete"),
