@@ -229,12 +229,18 @@ def test_the_results_are_valid_json_with_null_for_undefined(split, model, proces
 
 def test_the_table_and_the_figure_hold_every_patient(split, model, processor, predictions, tmp_path):
     predictions["TCGA_BB_0002"][1] = False
+    predictions["TCGA_AA_0001"][7, 38:45, 38:45] = True  # an island, of which post-processing leaves nothing
     result = evaluate_split(model, processor, split)
     table = format_table(result)
+    false_alarms = {"TCGA_AA_0001": ["1", "0"], "TCGA_BB_0002": ["0", "0"], "TCGA_CC_0003": ["0", "0"]}
     for patient in result.patients:
         (line,) = [line for line in table.splitlines() if line.startswith(patient.patient_id)]
-        assert ("-" if math.isnan(patient.raw.dice) else f"{patient.raw.dice:.3f}") in line.split()
+        scores = (patient.raw.dice, patient.postprocessed.dice)
+        assert line.split()[3:5] == ["-" if math.isnan(score) else f"{score:.3f}" for score in scores]
+        assert line.split()[-2:] == false_alarms[patient.patient_id]
+    assert result.patients[0].raw.dice < result.patients[0].postprocessed.dice
     assert f"{result.raw.dice_mean:.3f}" in table
+    assert "7.1 % (1/14)" in table
     figure = plot_result(result)
     figure.savefig(tmp_path / "figure.png")
     labels = {label.get_text() for ax in figure.axes for label in ax.get_yticklabels()}
@@ -378,6 +384,22 @@ def test_processes_share_the_patients_and_go_on_with_what_is_kept(checkpoint, ph
 
 def run_main(*arguments):
     evaluate.main([str(argument) for argument in arguments])
+
+
+def test_the_options_of_the_command_are_those_of_the_function(checkpoint, dataset_dir, tmp_path, monkeypatch):
+    passed = {}
+
+    def evaluate_split(*_, **options):
+        passed.update(options)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(evaluate, "evaluate_split", evaluate_split)
+    arguments = ["--threshold", 0.4, "--batch_size", 3, "--views", 2, "--channels", "flair", "--min_voxels", 7]
+    arguments += ["--keep_fraction", 0.2, "--no_extend", "--limit", 1]
+    with pytest.raises(SystemExit, match="enough"):
+        run_main("--checkpoint", checkpoint, "--dataset", dataset_dir, "--output", tmp_path / "r.json", *arguments)
+    expected = {"threshold": 0.4, "batch_size": 3, "views": 2, "channels": "flair", "min_voxels": 7}
+    assert passed.items() >= (expected | {"keep_fraction": 0.2, "extend": False, "limit": 1}).items()
 
 
 def test_the_command_replaces_results_and_writes_no_figure_when_told(checkpoint, dataset_dir, tmp_path):

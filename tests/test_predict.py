@@ -80,10 +80,10 @@ def test_masks_and_measurements_of_all_kinds_of_input(scans, checkpoint, tmp_pat
     dora = np.asarray(nib.load(tmp_path / "dora_mask.nii.gz").dataobj).transpose(2, 1, 0)
     assert dora.any()
     seg = read_dicom_seg(tmp_path / "dora_mask_seg.dcm", list((scans / "dora").iterdir()))
-    (algorithm,) = (
-        dcmread(tmp_path / "dora_mask_seg.dcm").SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
-    )
+    (segment,) = dcmread(tmp_path / "dora_mask_seg.dcm").SegmentSequence
+    (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
     assert algorithm.AlgorithmVersion == hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    assert f"threshold={THRESHOLD}" in algorithm.AlgorithmParameters.split(",")
     np.testing.assert_array_equal(seg, dora)
 
     report = json.loads((tmp_path / "anna.json").read_text())
@@ -153,16 +153,17 @@ def test_a_large_island_that_is_left_out_is_told_of(scans, checkpoint, tmp_path)
     kept = tmp_path / "probabilities" / "anna.npz"
     with np.load(kept) as file:
         volume, probabilities = file["volume"], np.zeros_like(file["probabilities"])
-    probabilities[3:7, 5:15, 5:15] = 0.9
+    probabilities[3:7, 5:15, 5:15] = 0.47  # over this threshold, under that of the default
     probabilities[8:10, 25:35, 20:25] = 0.8
     np.savez_compressed(kept, probabilities=probabilities, volume=volume)
     predict(scans, checkpoint, tmp_path, "anna")
     whole = json.loads((tmp_path / "anna.json").read_text())
-    main(["--checkpoint", str(checkpoint), "--output", str(tmp_path), str(scans / "anna")])
+    options = ["--checkpoint", str(checkpoint), "--output", str(tmp_path), "--threshold", str(THRESHOLD)]
+    main([*options, str(scans / "anna")])
     cleaned = json.loads((tmp_path / "anna.json").read_text())
     assert (whole["lesion_voxels"], cleaned["lesion_voxels"]) == (500, 400)
     assert whole["outline_threshold"] == THRESHOLD
-    assert cleaned["outline_threshold"] == pytest.approx(outline_threshold(probabilities), abs=1e-4)
+    assert cleaned["outline_threshold"] == pytest.approx(outline_threshold(probabilities, THRESHOLD), abs=1e-4)
     assert cleaned["warnings"][:-1] == whole["warnings"]
     assert "an island of 100 voxels on slices 9 to 10 of 12" in cleaned["warnings"][-1]
 
@@ -211,7 +212,11 @@ def test_a_series_that_does_not_say_where_it_lies_has_a_mask_but_no_dicom_seg(ch
     predict(tmp_path, checkpoint, tmp_path / "out", "emil")
     assert (tmp_path / "out" / "emil_mask.nii.gz").exists()
     assert not (tmp_path / "out" / "emil_mask_seg.dcm").exists()
-    assert "There is no DICOM SEG" in json.loads((tmp_path / "out" / "emil.json").read_text())["warnings"][-1]
+    warnings = json.loads((tmp_path / "out" / "emil.json").read_text())["warnings"]
+    assert "There is no DICOM SEG" in warnings[-1]
+    with (tmp_path / "out" / "measurements.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["warnings"] == " ".join(warnings)
 
 
 def test_images_that_look_wrong_are_told_of(checkpoint, tmp_path):
