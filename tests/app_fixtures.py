@@ -19,6 +19,14 @@ def upload_folder(tmp_path_factory):
         yield folder
 
 
+@pytest.fixture
+def folder(upload_folder, tmp_path):
+    """A folder of the test's own among the uploads."""
+    path = upload_folder / tmp_path.name
+    path.mkdir()
+    return path
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """Tiny checkpoints with random weights, two U-Nets and a TransUNet, by name."""

@@ -143,8 +143,10 @@ def test_the_mask_file_is_the_models_mask_bit_for_bit(upload, models, expected_m
 def test_model_and_threshold_are_obeyed(upload, models, expected_mask):
     path, pixels = upload("slice.png", make_slice()), make_slice()
     for model, threshold in (("tiny-a", 0.45), ("tiny-b", 0.5)):
-        mask = np.asarray(Image.open(handlers.segment(path, model, threshold, models).mask_path)) > 0
+        result = handlers.segment(path, model, threshold, models)
+        mask = np.asarray(Image.open(result.mask_path)) > 0
         np.testing.assert_array_equal(mask, expected_mask(pixels, model, threshold))
+        assert result.view["threshold"] == threshold
 
 
 def test_eight_and_sixteen_bit_give_the_same_mask(upload, upload_folder, models):

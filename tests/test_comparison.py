@@ -11,23 +11,24 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from viewer_pictures import unpack
 from volume_samples import SPACING, as_nifti, head, save_nifti, save_slices
 
 from modeling import metrics
 from modeling.inference import load_model, segment_slice, segment_volume
 from modeling.visualization import PREDICTION_COLOR, REFERENCE_COLOR
-from space.comparison import AGREEMENT_COLOR, compare_either, compare_models, compare_with_mask, draw_agreement
+from space.comparison import (
+    AGREEMENT_COLOR,
+    compare_either,
+    compare_models,
+    compare_with_mask,
+    draw_agreement,
+    largest_slice,
+)
 from space.handlers import no_progress
 from space.uploads import InputError
 
 pytest_plugins = ["app_fixtures"]
-
-
-@pytest.fixture
-def folder(upload_folder, tmp_path):
-    path = upload_folder / tmp_path.name
-    path.mkdir()
-    return path
 
 
 @pytest.fixture
@@ -61,6 +62,15 @@ def test_two_models_are_compared_as_the_metrics_do(nifti, models, threshold):
     assert (measured["a"]["model"], measured["b"]["model"]) == ("tiny-a", "tiny-b")
     assert measured["voxels_in_both"] + measured["voxels_in_a_only"] == a.sum()
     assert measured["reason"] is None
+    _, outlines = unpack(result.view)
+    np.testing.assert_array_equal(outlines, a + 2 * b.astype(np.uint8))
+    assert result.view["start"] == (a | b).sum(axis=(1, 2)).argmax()
+
+
+def test_outlines_that_share_nothing_are_shown_where_most_lies():
+    a, b = np.zeros((2, 9, 40, 40), dtype=bool)
+    a[1, :4, :4] = b[7, :8, :8] = True
+    assert largest_slice(a, b) == 7
 
 
 def test_a_model_and_the_same_mask_agree(nifti, folder, models, threshold):

@@ -28,6 +28,7 @@ def test_what_is_old_goes_wherever_it_lies(tmp_path):
     (root / "results" / "y" / "link.nii").symlink_to(outside)
     (root / "link").symlink_to(outside.parent)
     sweep(root)
+    sweep(root / "link")
     assert not any(path.exists() for path in old)
     assert not old[1].parent.exists()
     assert all(path.exists() for path in new)

@@ -14,10 +14,10 @@ from space.uploads import InputError, read_slice
 pytest_plugins = ["app_fixtures"]
 
 
-def png_bytes(pixels: np.ndarray, mode: str | None = None) -> bytes:
+def image_bytes(pixels: np.ndarray, mode: str | None = None, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     image = Image.fromarray(pixels)
-    (image.convert(mode) if mode else image).save(buffer, "PNG")
+    (image.convert(mode) if mode else image).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -57,9 +57,9 @@ def test_sixteen_bit_colour_keeps_the_low_bytes(upload_folder, tmp_path):
 
 def test_an_opaque_alpha_channel_and_a_palette_do_no_harm(upload):
     pixels = make_slice()
-    np.testing.assert_array_equal(read_slice(upload("rgba.png", png_bytes(pixels, "RGBA"))), pixels)
+    np.testing.assert_array_equal(read_slice(upload("rgba.png", image_bytes(pixels, "RGBA"))), pixels)
     shades = pixels // 64 * 64
-    read = read_slice(upload("palette.png", png_bytes(shades, "P")))
+    read = read_slice(upload("palette.png", image_bytes(shades, "P")))
     assert read.shape == pixels.shape
 
 
@@ -84,29 +84,24 @@ def transparent() -> bytes:
     return buffer.getvalue()
 
 
-def cmyk() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(make_slice()).convert("CMYK").save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
 UNUSABLE = {
     "text": ("renamed.png", b"Patient report\n" * 40, "not an image"),
     "empty": ("empty.png", b"", "is empty"),
     "dicom": ("slice.png", b"\0" * 128 + b"DICM" + b"\0" * 200, "DICOM"),
     "nifti": ("brain.nii.tif", b"\0" * 344 + b"n+1\0" + b"\0" * 100, "NIfTI.*Volume tab"),
     "gzip": ("brain.nii.gz", b"\x1f\x8b\x08" + b"\0" * 100, "gzip"),
-    "gif": ("slice.gif", b"GIF89a\x20\0\x20\0\0\0\0;", "a GIF image"),
-    "png header": ("header.png", png_bytes(make_slice())[:20], "damaged PNG|damaged or incomplete"),
+    "gif": ("slice.gif", image_bytes(make_slice(), kind="GIF"), "a GIF image"),
+    "bmp": ("slice.png", image_bytes(make_slice(), kind="BMP"), "a BMP image"),
+    "png header": ("header.png", image_bytes(make_slice())[:20], "damaged PNG|damaged or incomplete"),
     "tiff without a size": ("size.tif", b"II*\0\x08\0\0\0\0\0" + b"\0" * 16, "damaged"),
-    "truncated png": ("half.png", png_bytes(make_slice())[:4000], "damaged or incomplete"),
+    "truncated png": ("half.png", image_bytes(make_slice())[:4000], "damaged or incomplete"),
     "small": ("small.png", make_slice(31, 64), "31x64 pixels, too small"),
     "constant": ("constant.png", np.full((64, 64), 80, np.uint8), "constant"),
     "nan": ("nan.tif", nan_slice(), "NaN"),
     "pages": ("pages.tif", two_pages(), "2 pages"),
     "transparent": ("alpha.png", transparent(), "transparency"),
-    "cmyk": ("cmyk.jpg", cmyk(), "4 channels of the colour space CMYK"),
-    "black and white": ("bilevel.png", png_bytes(make_slice()[..., 1], "1"), "black and white"),
+    "cmyk": ("cmyk.jpg", image_bytes(make_slice(), "CMYK", "JPEG"), "4 channels of the colour space CMYK"),
+    "black and white": ("bilevel.png", image_bytes(make_slice()[..., 1], "1"), "black and white"),
 }
 
 

@@ -34,23 +34,15 @@ from modeling.input_checks import warnings_of
 from modeling.postprocessing import outline_threshold
 from modeling.visualization import flair_to_grey
 from space import results, uploads
-from space.comparison import compare_models
+from space.comparison import compare_models, compare_with_mask
 from space.handlers import segment
 from space.uploads import InputError
-from space.viewer import HEADROOM
+from space.viewer import HEADROOM, write_view
 from space.volume_handlers import open_volume, segment_volume
 
 pytest_plugins = ["app_fixtures"]
 
 ORIENTATION = ((2, -1), (0, 1), (1, -1))
-
-
-@pytest.fixture
-def folder(upload_folder, tmp_path):
-    """A folder of its own among the uploads."""
-    path = upload_folder / tmp_path.name
-    path.mkdir()
-    return path
 
 
 @pytest.fixture
@@ -93,6 +85,7 @@ def test_the_result_is_the_models_and_goes_back_into_the_inputs_space(nifti, mod
     np.testing.assert_array_equal(result.mask, expected.mask)
     assert result.uncertainty is None
     assert set(result.masks) == {"nifti"}
+    assert result.view["start"] == expected.mask.sum(axis=(1, 2)).argmax()
 
     written = nib.load(result.masks["nifti"])
     expected_image = as_nifti(expected.mask, ORIENTATION)
@@ -130,6 +123,11 @@ def test_measurements_name_the_model_and_how_it_was_run(nifti, models):
     assert measured["warnings"] == result.warnings
 
 
+def test_a_viewer_may_start_at_the_first_slice(tmp_path):
+    grey = np.zeros((5, 8, 8), dtype=np.uint8)
+    assert [write_view(tmp_path, grey, start=start)["start"] for start in (0, None)] == [0, 2]
+
+
 def test_without_spacing_lengths_are_refused_with_the_reason(folder, models):
     paths = [str(path) for path in save_slices(folder, head().slices)]
     measured = segment_volume(paths, "tiny-a", middle(models), models).measurements
@@ -146,7 +144,7 @@ def test_where_no_voxel_reaches_the_threshold_there_are_no_diameters(nifti, mode
     assert result.measurements["largest_slice"] is None
 
 
-def test_a_large_island_that_is_left_out_is_told_of(nifti, models, monkeypatch):
+def test_a_large_island_that_is_left_out_is_told_of(nifti, folder, models, monkeypatch):
     def two_components(model, processor, slices, **_):
         probabilities = np.zeros(slices.shape[:3], dtype=np.float32)
         probabilities[3:7, 5:15, 5:15] = 0.9
@@ -161,6 +159,10 @@ def test_a_large_island_that_is_left_out_is_told_of(nifti, models, monkeypatch):
     compared = compare_models(nifti, "tiny-a", "tiny-b", 0.5, models)
     told = [warning for warning in compared.warnings if sentence in warning]
     assert [warning.partition(":")[0] for warning in told] == ["tiny-a", "tiny-b"]
+    mask = str(save_nifti(folder / "mask.nii", head().mask))
+    compared = compare_with_mask(nifti, "tiny-a", mask, 0.5, models)
+    told = [warning for warning in compared.warnings if sentence in warning]
+    assert [warning.partition(":")[0] for warning in told] == ["tiny-a"]
 
 
 def test_everything_is_in_the_archive(nifti, models):
@@ -211,7 +213,7 @@ def test_a_dicom_series_gives_a_dicom_seg_or_the_reason_why_not(folder, models):
     np.testing.assert_array_equal(read_dicom_seg(result.masks["dicom_seg"], sources), result.mask)
     (algorithm,) = dcmread(result.masks["dicom_seg"]).SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("tiny-a", result.measurements["weights_sha256"])
-    assert f"threshold={threshold}" in algorithm.AlgorithmParameters
+    assert f"threshold={threshold}" in algorithm.AlgorithmParameters.split(",")
 
     files = save_dicom(folder, flair, FrameOfReferenceUID=None)
     result = segment_volume(list(map(str, files)), "tiny-a", threshold, models)
