@@ -61,6 +61,11 @@ def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def table_in(folder: Path) -> list[dict[str, str]]:
+    with (folder / "measurements.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
 def test_masks_and_measurements_of_all_kinds_of_input(scans, checkpoint, tmp_path):
     predict(scans, checkpoint, tmp_path, "anna", "bert.nii", "cleo.zip", "dora")
     names = ("anna", "bert", "cleo", "dora")
@@ -89,8 +94,7 @@ def test_masks_and_measurements_of_all_kinds_of_input(scans, checkpoint, tmp_pat
     report = json.loads((tmp_path / "anna.json").read_text())
     assert report["volume_ml"] == pytest.approx(volume_ml(mask, SPACING), abs=1e-3)
     assert report["threshold"] == THRESHOLD
-    with (tmp_path / "measurements.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = table_in(tmp_path)
     assert [row["patient"] for row in rows] == list(names)
     assert float(rows[0]["volume_ml"]) == report["volume_ml"]
     assert int(rows[2]["lesion_voxels"]) == mask.sum()
@@ -119,8 +123,7 @@ def test_one_slice_is_not_post_processed_and_that_is_said(scans, checkpoint, tmp
 def test_the_table_keeps_the_patients_of_former_runs(scans, checkpoint, tmp_path):
     predict(scans, checkpoint, tmp_path, "anna")
     predict(scans, checkpoint, tmp_path, "bert.nii", options=("--threshold", "0.4"))
-    with (tmp_path / "measurements.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = table_in(tmp_path)
     assert [(row["patient"], float(row["threshold"])) for row in rows] == [("anna", THRESHOLD), ("bert", 0.4)]
 
 
@@ -214,8 +217,7 @@ def test_a_series_that_does_not_say_where_it_lies_has_a_mask_but_no_dicom_seg(ch
     assert not (tmp_path / "out" / "emil_mask_seg.dcm").exists()
     warnings = json.loads((tmp_path / "out" / "emil.json").read_text())["warnings"]
     assert "There is no DICOM SEG" in warnings[-1]
-    with (tmp_path / "out" / "measurements.csv").open() as file:
-        (row,) = csv.DictReader(file)
+    (row,) = table_in(tmp_path / "out")
     assert row["warnings"] == " ".join(warnings)
 
 
@@ -253,8 +255,7 @@ def test_the_table_passes_over_files_of_others(scans, checkpoint, tmp_path):
     for name in ("bob.json", "bob_mask.nii.gz"):
         (tmp_path / name).write_text('{"EchoTime": 0.1}')
     predict(scans, checkpoint, tmp_path, "anna")
-    with (tmp_path / "measurements.csv").open() as file:
-        assert [row["patient"] for row in csv.DictReader(file)] == ["anna"]
+    assert [row["patient"] for row in table_in(tmp_path)] == ["anna"]
 
 
 def test_results_without_their_probabilities_are_its_own(scans, checkpoint, tmp_path):
@@ -284,5 +285,4 @@ def test_two_processes_share_the_patients(scans, checkpoint, tmp_path):
     run = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.stdout.count("3 of 3 patients segmented") == 1
     assert "2/2" in run.stderr, "the first process has the first and the third"
-    with (tmp_path / "measurements.csv").open() as file:
-        assert [row["patient"] for row in csv.DictReader(file)] == ["anna", "bert", "cleo"]
+    assert [row["patient"] for row in table_in(tmp_path)] == ["anna", "bert", "cleo"]

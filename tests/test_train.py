@@ -31,6 +31,14 @@ ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["training_fixtures"]
 
 
+@pytest.fixture
+def optimizers(monkeypatch) -> list[torch.optim.Optimizer]:
+    """Those of the runs of this test, in their order."""
+    made, make = [], train.make_optimizer
+    monkeypatch.setattr(train, "make_optimizer", lambda *args: made.append(make(*args)) or made[-1])
+    return made
+
+
 class TestRun:
     def test_folder_tells_everything(self, run, phantom_dataset_dir):
         folder = run()
@@ -154,18 +162,10 @@ class TestRun:
         rows = read_log(run("--epochs", "3", "--validate_every", "2"))
         assert ["validation_dice_mean" in row for row in rows] == [False, True, True]
 
-    def test_starts_from_a_checkpoint_at_a_lower_rate(self, run, monkeypatch):
+    def test_starts_from_a_checkpoint_at_a_lower_rate(self, run, optimizers):
         source = run("--epochs", "1", folder="source") / "last"
-        seen = []
-        original = train.make_optimizer
-
-        def spy(*args):
-            seen.append(original(*args))
-            return seen[-1]
-
-        monkeypatch.setattr(train, "make_optimizer", spy)
         run("--epochs", "1", "--init_from", str(source), "--pretrained_lr_factor", "0.1", "--learning_rate", "0.01")
-        assert {group["initial_lr"] for group in seen[-1].param_groups} == {0.001}
+        assert {group["initial_lr"] for group in optimizers[-1].param_groups} == {0.001}
 
 
 class TestResume:
@@ -220,15 +220,8 @@ class TestResume:
         assert arguments["epochs"] == 2
         assert arguments["changed_on_resume"] == [{"after_epochs": 1, "epochs": [1, 2]}]
 
-    def test_goes_on_with_other_hyperparameters(self, run, monkeypatch):
+    def test_goes_on_with_other_hyperparameters(self, run, optimizers):
         run("--epochs", "1", "--learning_rate", "0.01", "--weight_decay", "0.1")
-        optimizers, make_optimizer = [], train.make_optimizer
-
-        def spy(*args):
-            optimizers.append(make_optimizer(*args))
-            return optimizers[-1]
-
-        monkeypatch.setattr(train, "make_optimizer", spy)
         changed = ["--learning_rate", "0.002", "--weight_decay", "0.3", "--momentum", "0.7", "--beta2", "0.9"]
         resumed = read_log(run("--epochs", "3", "--resume", *changed))
         assert {group["weight_decay"] for group in optimizers[-1].param_groups} == {0, 0.3}
