@@ -154,7 +154,7 @@ class SliceResult:
     view: dict  # FLAIR, mask and probabilities for the viewer, see `write_view`
     outline: Image.Image  # FLAIR in grey with the outline of the mask, RGB, enlarged for display
     probability_map: Image.Image  # RGB, as large
-    uncertainty_map: Image.Image | None  # likewise, of `test_time_augmentation.disagreement`
+    uncertainty_map: Image.Image | None  # likewise, of `uncertainty.disagreement`
     peak: tuple[int, int]  # (row, column) of the highest probability, in pixels of the slice
     mask_path: str  # PNG of the slice's size, 0 or 255
     zip_path: str  # mask, probabilities, pictures and measurements
@@ -223,7 +223,7 @@ def segment(
 
     from modeling.inference import segment_slice
     from modeling.input_checks import check_slice
-    from modeling.test_time_augmentation import disagreement
+    from modeling.uncertainty import disagreement
     from modeling.visualization import flair_to_grey
 
     progress(0.1, desc=f"Loading {model}")

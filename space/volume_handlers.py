@@ -36,7 +36,7 @@ class VolumeResult:
     view: dict  # FLAIR, mask and probabilities for the viewer, axial, see `write_view`
     probabilities: np.ndarray  # (S, H, W) float32 in [0, 1]
     mask: np.ndarray  # (S, H, W) bool, after post-processing
-    uncertainty: np.ndarray | None  # (S, H, W) float32 in [0, 1], see `test_time_augmentation.disagreement`
+    uncertainty: np.ndarray | None  # (S, H, W) float32 in [0, 1], see `uncertainty.disagreement`
     measurements: dict  # see `results.volume_measurements`
     warnings: list[str]
     description: str
@@ -98,7 +98,7 @@ def segment_volume(
     from modeling.dicom_segmentation import DicomSegmentationError
     from modeling.input_checks import warnings_of
     from modeling.measurements import largest_slice
-    from modeling.test_time_augmentation import disagreement
+    from modeling.uncertainty import disagreement
     from modeling.views import VIEWS
     from modeling.visualization import volume_to_grey
 

@@ -23,7 +23,7 @@ import app
 from hub_dataset.phantom import phantom_volume
 from modeling.card_inputs import PHANTOM
 from modeling.inference import load_model, segment_slice
-from modeling.test_time_augmentation import disagreement
+from modeling.uncertainty import disagreement
 from modeling.visualization import REFERENCE_COLOR, flair_to_grey
 from space import about_tab, handlers, uploads
 from space.about_tab import Scores, read_scores, scores_table

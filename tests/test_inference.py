@@ -28,7 +28,7 @@ from modeling.inference import (
     signal_mask,
 )
 from modeling.postprocessing import mask_from_probabilities
-from modeling.test_time_augmentation import disagreement
+from modeling.uncertainty import disagreement
 from modeling.views import VIEWS
 
 
