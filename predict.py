@@ -136,18 +136,8 @@ def write_patient(
         write_nifti(unfinished, mask, volume.geometry)
     removed = describe_removed(reached, mask)
     warnings = [*warnings_of(volume), *([removed] if removed else [])]
-    report = {
-        "patient": name,
-        **provenance,
-        "threshold": args.threshold,
-        "outline_threshold": outlined_at,
-        "postprocessing": postprocessed,
-        **measure_volume(mask, volume.spacing, volume.no_spacing),
-        "description": volume.description,
-        "warnings": warnings,
-    }
-    # An object that says the same under a new UID would be a second one in an archive.
-    if volume.headers and not (dicom.is_file() and read_report(json_) == json.loads(json.dumps(report))):
+    dicom.unlink(missing_ok=True)  # of other headers or another threshold, should there be none now
+    if volume.headers:
         try:
             with replacing(dicom) as unfinished:
                 write_dicom_segmentation(
@@ -164,8 +154,17 @@ def write_patient(
                     },
                 )
         except DicomSegmentationError as error:
-            dicom.unlink(missing_ok=True)  # of another threshold
             warnings.append(str(error))
+    report = {
+        "patient": name,
+        **provenance,
+        "threshold": args.threshold,
+        "outline_threshold": outlined_at,
+        "postprocessing": postprocessed,
+        **measure_volume(mask, volume.spacing, volume.no_spacing),
+        "description": volume.description,
+        "warnings": warnings,
+    }
     write_atomically(json_, json.dumps(report, indent=2).encode() + b"\n")
 
 

@@ -238,12 +238,18 @@ def test_files_of_others_are_not_replaced(scans, checkpoint, tmp_path, name):
     assert (tmp_path / name).read_text() == '{"EchoTime": 0.1}'
 
 
-def test_a_repetition_writes_no_second_dicom_object(scans, checkpoint, tmp_path):
-    objects = []
-    for threshold in ("0.45", "0.45", "0.4"):
-        predict(scans, checkpoint, tmp_path, "dora", options=("--threshold", threshold))
-        objects.append(dcmread(tmp_path / "dora_mask_seg.dcm").SOPInstanceUID)
-    assert objects[0] == objects[1] != objects[2]
+def test_a_dicom_object_of_former_headers_does_not_stay(checkpoint, tmp_path):
+    (tmp_path / "dora").mkdir()
+    files = save_dicom(tmp_path / "dora", head().slices[..., 1])
+    predict(tmp_path, checkpoint, tmp_path / "out", "dora")
+    assert (tmp_path / "out" / "dora_mask_seg.dcm").is_file()
+    for file in files:
+        header = dcmread(file)
+        del header.FrameOfReferenceUID
+        header.save_as(file)
+    predict(tmp_path, checkpoint, tmp_path / "out", "dora")
+    assert not (tmp_path / "out" / "dora_mask_seg.dcm").exists()
+    assert "There is no DICOM SEG" in json.loads((tmp_path / "out" / "dora.json").read_text())["warnings"][-1]
 
 
 def test_the_table_passes_over_files_of_others(scans, checkpoint, tmp_path):
