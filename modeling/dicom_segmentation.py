@@ -132,7 +132,8 @@ def write_dicom_segmentation(
         segmentation.save_as(path)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, NotImplementedError) as error:
         path.unlink(missing_ok=True)
-        reason = " ".join(str(error).split())[:200]
+        # Without the values, which may be a patient's and would go into reports.
+        reason = re.sub(r"(['\"]).*?\1", "…", " ".join(str(error).split()))[:200]
         raise DicomSegmentationError(
             f"There is no DICOM SEG: the DICOM headers of the series hold what none can be made of ({reason})."
         ) from error

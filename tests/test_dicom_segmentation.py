@@ -169,6 +169,13 @@ def test_without_what_it_needs_there_is_a_reason_instead(tmp_path, attributes, w
     assert not (tmp_path / "seg.dcm").exists()
 
 
+def test_the_reason_does_not_tell_the_patients_data(tmp_path):
+    volume = read_volume(save_dicom(tmp_path, FLAIR, PatientBirthDate="19601399x"))
+    with pytest.raises(DicomSegmentationError, match="hold what none can be made of") as refused:
+        segmentation_of(tmp_path / "seg.dcm", head().mask, volume)
+    assert "1960" not in str(refused.value)
+
+
 # Reading
 
 
