@@ -33,7 +33,7 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from hub_dataset.loading import load_splits
+from hub_dataset.loading import load_split
 from hub_dataset.patients import COLUMNS, Patient, group_by_patient, read_patient
 from modeling.commands import add_inference_arguments, load_checkpoint
 from modeling.cores import use_cores
@@ -328,9 +328,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        splits = load_splits(args.dataset)
-        if args.split not in splits:
-            raise ValueError(f"The split {args.split!r} is absent from {args.dataset}; it has {', '.join(splits)}.")
+        split = load_split(args.dataset, args.split)
         model, processor = load_checkpoint(args.checkpoint, args.engine)
         if args.volume_share is not None:
             processor.volume_share = args.volume_share
@@ -353,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = evaluate_split(
             model,
             processor,
-            splits[args.split],
+            split,
             threshold=args.threshold,
             batch_size=args.batch_size,
             views=args.views,

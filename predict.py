@@ -84,12 +84,13 @@ def name_patients(paths: Sequence[Path]) -> dict[str, Path]:
     """
     named: dict[str, Path] = {}
     for path in paths:
+        name = patient_name(path)
         try:
-            patient_name(path).encode()
+            name.encode()
         except UnicodeEncodeError:
             raise ValueError(f"The name {path.name!r} is not in UTF-8, so no table can hold it; rename it.") from None
-        if (other := named.setdefault(patient_name(path), path)) != path:
-            raise ValueError(f"{other} and {path} would both be called {patient_name(path)!r}; rename one.")
+        if (other := named.setdefault(name, path)) != path:
+            raise ValueError(f"{other} and {path} would both be called {name!r}; rename one.")
     return named
 
 

@@ -1,11 +1,7 @@
-"""What the benchmarks' command lines share: whole numbers within limits, and a split by its name."""
+"""What the benchmarks' command lines share."""
 
 import argparse
 from collections.abc import Callable
-
-from datasets import Dataset
-
-from hub_dataset.loading import load_splits
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
@@ -21,16 +17,3 @@ def at_least(minimum: int) -> Callable[[str], int]:
         return number
 
     return whole_number
-
-
-def load_split(dataset: str, split: str) -> Dataset:
-    """One split of a dataset, which is a folder that `hub_dataset.build` wrote or on the Hub.
-
-    Raises:
-        FileNotFoundError: no such dataset.
-        ValueError: it cannot be loaded, or has no such split.
-    """
-    splits = load_splits(dataset)
-    if split not in splits:
-        raise ValueError(f"The split {split!r} is absent from {dataset}; it has {', '.join(splits)}.")
-    return splits[split]

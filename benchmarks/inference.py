@@ -31,8 +31,9 @@ from datasets import Dataset
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.arguments import at_least, load_split
+from benchmarks.arguments import at_least
 from benchmarks.machine import gflop, matrix_product_rate, seconds
+from hub_dataset.loading import load_split
 from hub_dataset.patients import Patient, group_by_patient, read_patient
 from hub_dataset.phantom import phantom_volume
 from modeling.commands import load_checkpoint

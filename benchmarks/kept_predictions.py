@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from hub_dataset.loading import load_split
 from hub_dataset.patients import Patient, group_by_patient
 from modeling.predictions import PredictionStore
-
-from .arguments import load_split
 
 
 def find_predictions(

@@ -19,9 +19,9 @@ from datasets import concatenate_datasets
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from benchmarks.arguments import at_least, load_split
+from benchmarks.arguments import at_least
 from benchmarks.machine import PeakMemory
-from hub_dataset.loading import LesionBatchSampler, TrainingSlices, relative_head_sizes
+from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_split, relative_head_sizes
 from modeling import PRESETS, BrainMRIImageProcessor, build_model
 from modeling.image_processing_brain_mri import MINIMUM_SIZE
 from training.cpu import keep_freed_memory, memory_format_for

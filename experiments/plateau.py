@@ -8,12 +8,12 @@ the Dice of the model it would have kept.
 """
 
 import argparse
-import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from modeling.card_inputs import is_number, read_log
 
 
 class Validation(NamedTuple):
@@ -31,15 +31,9 @@ def read_validations(log: Path) -> list[Validation]:
         OSError: no such file.
         ValueError: not a log of train.py, or none of its epochs was validated.
     """
-    try:
-        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    except ValueError:
-        rows = [None]
-    if not all(isinstance(row, dict) and is_number(row.get("epoch")) and is_number(row.get("seconds")) for row in rows):
-        raise ValueError(f"{log} is no log of train.py: every line of one has an epoch and its seconds, two numbers.")
     validations = [
         Validation(row["epoch"], row["seconds"], row["validation_dice_mean"])
-        for row in rows
+        for row in read_log(log)
         if row.get("validation_dice_mean") is not None
     ]
     if odd := next((validation for validation in validations if not is_number(validation.dice)), None):
@@ -47,10 +41,6 @@ def read_validations(log: Path) -> list[Validation]:
     if not validations:
         raise ValueError(f"No epoch of {log} was validated.")
     return validations
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def stopped(validations: Sequence[Validation], patience: int) -> tuple[Validation, Validation]:

@@ -60,6 +60,18 @@ def load_splits(name_or_dir: str) -> DatasetDict:
     return splits
 
 
+def load_split(name_or_dir: str, split: str) -> Dataset:
+    """One split of `load_splits`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_splits`; or there is no such split.
+    """
+    splits = load_splits(name_or_dir)
+    if split not in splits:
+        raise ValueError(f"The split {split!r} is absent from {name_or_dir}; it has {', '.join(splits)}.")
+    return splits[split]
+
+
 def find_dataset(name_or_dir: str) -> str:
     """What `datasets.load_dataset` takes for a folder, which must be there, or for USER/NAME on the Hub.
 

@@ -1,6 +1,7 @@
 """What a model card is made from: evaluate.py's results and the folders of train.py's runs, read and checked."""
 
 import json
+import math
 import re
 import shlex
 from dataclasses import dataclass, fields
@@ -138,24 +139,41 @@ def read_run(folder: Path) -> TrainingRun:
         OSError: no such folder, or a file is missing.
         ValueError: a file is damaged, or no epoch was completed.
     """
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    try:
-        log = [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / 'log.jsonl'} is not one JSON object per line: {error}") from error
+    log = read_log(folder / "log.jsonl")
     if not log:
         raise ValueError(f"{folder} has completed no epoch yet; its log.jsonl is empty.")
     return TrainingRun(folder, read_json(folder / "args.json"), read_json(folder / "split.json"), log)
 
 
 def read_json(path: Path) -> dict:
+    """A JSON object. Raises `OSError` where there is no file, `ValueError` where it holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object.")
     return content
+
+
+def read_log(path: Path) -> list[dict]:
+    """The epochs of a log of train.py, each with its number in `epoch` and `seconds`, from the run's start.
+
+    Raises:
+        OSError: there is no file.
+        ValueError: a line is damaged.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if all(is_number(row[key]) for row in rows for key in ("epoch", "seconds")):
+            return rows
+    except (ValueError, KeyError, TypeError, IndexError):
+        pass
+    raise ValueError(f"{path} is no log of train.py: every line of one has an epoch and its seconds, two numbers.")
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def argument_words(value) -> list[str]:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from .dicom_files import UNEVEN
 from .volume_geometry import Geometry
 
 MANUFACTURER = "lgg-segmentation"
 SERIES_DESCRIPTION = "FLAIR abnormality, AI outline: research only, not clinical"
-SAME_DISTANCE = 0.01  # of the distance between slices
 SERIES_NUMBER = 9000  # far from those of scanners
 # In the order in which people would look for them.
 REQUIRED = (
@@ -146,7 +146,7 @@ def set_spacing_between_slices(first, headers: Sequence) -> None:
     directions = np.reshape(np.asarray(first.ImageOrientationPatient, dtype=float), (2, 3))
     positions = np.asarray([header.ImagePositionPatient for header in headers], dtype=float)
     distances = np.abs(np.diff(positions @ np.cross(*directions)))
-    if len(distances) and np.ptp(distances) <= SAME_DISTANCE * distances.mean():
+    if len(distances) and np.ptp(distances) <= UNEVEN * np.median(distances):
         first.SpacingBetweenSlices = round(float(distances.mean()), 6)
 
 

@@ -18,7 +18,6 @@ from evaluate import evaluate_split, format_table, plot_result
 from hub_dataset.loading import load_splits
 from hub_dataset.patients import group_by_patient
 from modeling import BrainMRIImageProcessor, UNetConfig, UNetForSemanticSegmentation
-from modeling.files import write_atomically
 from modeling.inference import predict_volume
 from modeling.metrics import confusion_counts, dice, hausdorff95
 from modeling.postprocessing import mask_from_probabilities
@@ -428,16 +427,6 @@ def test_the_command_says_what_is_wrong_and_writes_nothing(changed, message, che
     with pytest.raises(SystemExit, match=message):
         run_main(*(part for pair in arguments.items() for part in pair))
     assert not list(tmp_path.iterdir())
-
-
-def test_an_interrupted_write_leaves_the_former_results(tmp_path, monkeypatch):
-    output = tmp_path / "results.json"
-    output.write_bytes(b"former")
-    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(output, b"new")
-    assert output.read_bytes() == b"former"
-    assert list(tmp_path.iterdir()) == [output]
 
 
 def test_results_that_cannot_be_written_end_with_a_message(checkpoint, dataset_dir, tmp_path):

@@ -141,6 +141,7 @@ class TestSummary:
                 [
                     {
                         "epoch": epoch,
+                        "seconds": 60.0 * epoch,
                         "validation_dice_mean": np.nanmean(scores) + gain,
                         "validation_dice": {f"{name}-{i}": score + gain for i, score in enumerate(scores)},
                     }

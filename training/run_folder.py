@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from evaluate import without_nan
 from hub_dataset.streaming import first_line
 from modeling import BrainMRIImageProcessor
+from modeling.card_inputs import read_json, read_log
 from modeling.files import write_atomically
 
 # Arguments that must stay as they are on resume: the model, which weights were loaded, and what the schedule and the
@@ -106,15 +107,9 @@ class RunFolder:
         """The object in a file of the run, None where there is no such file; ends the process where it is damaged."""
         path = self.path / name
         try:
-            return self._as_object(path.read_text(encoding="utf-8")) if path.is_file() else None
+            return read_json(path) if path.is_file() else None
         except ValueError:
             self._stop_at_damage(path)
-
-    @staticmethod
-    def _as_object(text: str) -> dict:
-        if not isinstance(content := json.loads(text), dict):
-            raise ValueError(f"{content!r} is no JSON object")
-        return content
 
     def _stop_at_damage(self, path: Path) -> NoReturn:
         sys.exit(
@@ -159,9 +154,8 @@ class RunFolder:
         """Rows of the first `epochs` epochs; a killed process may have logged one more than its last state holds."""
         path = self.path / "log.jsonl"
         try:
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-            return [row for row in map(self._as_object, lines) if row["epoch"] <= epochs]
-        except (ValueError, KeyError, TypeError):
+            return [row for row in read_log(path) if row["epoch"] <= epochs] if path.exists() else []
+        except ValueError:
             self._stop_at_damage(path)
 
     def write_log(self, rows: list[dict]) -> None:
