@@ -7,6 +7,7 @@ cropped to the head (`crop_margin`), and those between two without a lesion are 
 benchmarks/inference.py measures what each gains and what it costs in Dice.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -277,6 +278,23 @@ def predict_volume(
             its range.
     """
     slices = np.asarray(slices)
+    _check_volume(slices)
+    for name, value in (("batch_size", batch_size), ("screening_stride", screening_stride)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, but is {value}.")
+    if not 1 <= views <= len(VIEWS):
+        raise ValueError(f"views must lie in 1 to {len(VIEWS)}, but is {views}.")
+    if crop_margin is not None and crop_margin < 0:
+        raise ValueError(f"crop_margin is a number of pixels, or None for no cropping, but is {crop_margin}.")
+    computation = _VolumeComputation(model, processor, slices, batch_size, crop_margin)
+    with closing(computation.run(screening_stride, views)) as computed:
+        steps = _Steps(computed, views * len(computation.indices))
+        for _ in progress(steps) if progress else steps:
+            pass
+    return computation.probabilities
+
+
+def _check_volume(slices: np.ndarray) -> None:
     if slices.ndim not in (3, 4) or (slices.ndim == 4 and slices.shape[-1] != 3) or len(slices) == 0:
         raise ValueError(
             f"A volume has shape (slices, height, width, 3) or, for FLAIR alone, (slices, height, width), but this one "
@@ -289,82 +307,87 @@ def predict_volume(
         )
     if not np.isfinite(slices).all():
         raise ValueError("The volume contains NaN or infinite intensities. Replace them, for instance by zero, first.")
-    for name, value in (("batch_size", batch_size), ("screening_stride", screening_stride)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, but is {value}.")
-    if not 1 <= views <= len(VIEWS):
-        raise ValueError(f"views must lie in 1 to {len(VIEWS)}, but is {views}.")
-    if crop_margin is not None and crop_margin < 0:
-        raise ValueError(f"crop_margin is a number of pixels, or None for no cropping, but is {crop_margin}.")
-    probabilities = np.zeros(slices.shape[:3], dtype=np.float32)
-    height, width = slices.shape[1:3]
 
-    signal = signal_mask(slices)
-    constant = _is_constant(slices)
-    empty = np.zeros_like(constant) if crop_margin is None else signal.mean(axis=(1, 2)) <= EMPTY_SLICE
-    indices = np.flatnonzero(~empty & ~constant)
-    intensities = measure_intensities(slices)
-    level = expit(logit(SCREENING_LEVEL) / model.config.temperature)
-    # Slices above 512x512 take all threads one by one, for the memory's sake.
-    threads = torch.get_num_threads() if model.device.type == "cpu" and height * width <= 2**18 else 1
 
-    def compute_batch(batch: np.ndarray, view: View, total: np.ndarray) -> np.ndarray:
-        images, heads = view.of(slices[batch]), view.of(signal[batch]) > 0.5
+class _VolumeComputation:
+    """The `probabilities` of one volume as they are computed; `indices` are the slices that show a head."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: BaseImageProcessor,
+        slices: np.ndarray,
+        batch_size: int,
+        crop_margin: int | None,
+    ):
+        self.model, self.processor, self.slices = model, processor, slices
+        self.batch_size, self.crop_margin = batch_size, crop_margin
+        self.probabilities = np.zeros(slices.shape[:3], dtype=np.float32)
+        self.signal = signal_mask(slices)
+        shown = ~_is_constant(slices)
+        if crop_margin is not None:
+            shown &= self.signal.mean(axis=(1, 2)) > EMPTY_SLICE
+        self.indices = np.flatnonzero(shown)
+        self.intensities = measure_intensities(slices)
+        self.level = expit(logit(SCREENING_LEVEL) / model.config.temperature)
+        # Slices above 512x512 take all threads one by one, for the memory's sake.
+        small = math.prod(slices.shape[1:3]) <= 2**18
+        self.threads = torch.get_num_threads() if model.device.type == "cpu" and small else 1
+
+    def run(self, screening_stride: int, views: int) -> Iterator[int]:
+        """Compute; a slice's index comes once for each view, when it is done or need not be computed."""
+        indices = self.indices
+        done = np.zeros(len(indices), dtype=bool)
+        waiting = np.union1d(np.arange(0, len(indices), screening_stride), len(indices) - 1)[: len(indices)]
+        while len(waiting):
+            yield from self.compute(indices[waiting], VIEWS[0], self.probabilities)
+            done[waiting] = True
+            waiting = np.flatnonzero(self.suspects() & ~done)
+        yield from indices[~done]
+
+        if views > 1:
+            again = self.suspects()
+            total = self.probabilities.copy()
+            for view in VIEWS[1:views]:
+                yield from self.compute(indices[again], view, total)
+                yield from indices[~again]
+            np.maximum(self.probabilities, total / views, out=self.probabilities)
+
+    def suspects(self) -> np.ndarray:
+        """Which of `indices` hold what may be lesion, by what was computed so far, or lie beside one that does."""
+        return ndimage.binary_dilation(self.probabilities[self.indices].max(axis=(1, 2)) >= self.level)
+
+    def compute(self, chosen: np.ndarray, view: View, total: np.ndarray) -> Iterator[int]:
+        """Add what the model gives for the `chosen` slices in one view to `total` (S, H, W), batch by batch."""
+        if not len(chosen):
+            return
+        # Heads of about the same size share a window.
+        chosen = chosen[np.argsort(self.signal[chosen].sum(axis=(1, 2)), kind="stable")]
+        batches = np.split(chosen, range(self.batch_size, len(chosen), self.batch_size))
+        side_by_side = min(self.threads, len(batches)) > 1
+        one = partial(self.compute_batch, view=view, total=total)
+        for batch in worker_pool(self.threads).map(one, batches) if side_by_side else map(one, batches):
+            yield from batch
+
+    def compute_batch(self, batch: np.ndarray, view: View, total: np.ndarray) -> np.ndarray:
+        images, heads = view.of(self.slices[batch]), view.of(self.signal[batch]) > 0.5
         shown = ~_is_constant(images)  # otherwise all that a slice showed was in a corner that the turn cut off
         if not shown.any():
             return batch
         images, heads = images[shown], heads[shown]
-        pixel_values = processor(images=list(images), volume_intensities=intensities, return_tensors="pt")[
-            "pixel_values"
-        ]
-        if crop_margin is None:
+        inputs = self.processor(images=list(images), volume_intensities=self.intensities, return_tensors="pt")
+        pixel_values = inputs["pixel_values"]
+        if self.crop_margin is None:
             rows, columns = slice(0, pixel_values.shape[-2]), slice(0, pixel_values.shape[-1])
         else:
-            rows, columns = head_window(heads, crop_margin, processor.size_divisor)
-        predicted = predict_probabilities(model, pixel_values[..., rows, columns]).numpy()
+            rows, columns = head_window(heads, self.crop_margin, self.processor.size_divisor)
+        predicted = predict_probabilities(self.model, pixel_values[..., rows, columns]).numpy()
+        height, width = heads.shape[1:]
         seen = np.zeros(heads.shape, dtype=np.float32)
         # The window may reach into the padding, which has no place in the result.
         seen[:, rows, columns] = predicted[:, : height - rows.start, : width - columns.start]
         total[batch[shown]] += view.undo(seen)
         return batch
-
-    def compute(chosen: np.ndarray, view: View, total: np.ndarray) -> Iterator[int]:
-        if not len(chosen):
-            return
-        # Heads of about the same size share a window.
-        chosen = chosen[np.argsort(signal[chosen].sum(axis=(1, 2)), kind="stable")]
-        batches = np.split(chosen, range(batch_size, len(chosen), batch_size))
-        side_by_side = min(threads, len(batches)) > 1
-        one = partial(compute_batch, view=view, total=total)
-        for batch in worker_pool(threads).map(one, batches) if side_by_side else map(one, batches):
-            yield from batch
-
-    def suspect() -> np.ndarray:
-        """Which of `indices` hold what may be lesion, by what was computed so far, or lie beside one that does."""
-        return ndimage.binary_dilation(probabilities[indices].max(axis=(1, 2)) >= level)
-
-    def compute_all() -> Iterator[int]:
-        done = np.zeros(len(indices), dtype=bool)
-        waiting = np.union1d(np.arange(0, len(indices), screening_stride), len(indices) - 1)[: len(indices)]
-        while len(waiting):
-            yield from compute(indices[waiting], VIEWS[0], probabilities)
-            done[waiting] = True
-            waiting = np.flatnonzero(suspect() & ~done)
-        yield from indices[~done]
-
-        if views > 1:
-            again = suspect()
-            total = probabilities.copy()
-            for view in VIEWS[1:views]:
-                yield from compute(indices[again], view, total)
-                yield from indices[~again]
-            np.maximum(probabilities, total / views, out=probabilities)
-
-    with closing(compute_all()) as computed:
-        steps = _Steps(computed, views * len(indices))
-        for _ in progress(steps) if progress else steps:
-            pass
-    return probabilities
 
 
 class _Steps:
