@@ -3,6 +3,7 @@
 import math
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,31 @@ def read_nifti(file: InputFile, *, mask: bool = False) -> Scan:
         VolumeFileError: a damaged file, other than three dimensions, colours or complex numbers, no valid affine, too
             many or too few voxels, NaN, or one intensity everywhere.
     """
+    voxels, affine, header = unpack(file)
+    try:
+        geometry = Geometry.from_affine(voxels.shape, affine, header)
+    except ValueError as error:
+        raise VolumeFileError(
+            f"{file.name!r} has no valid orientation: {error}. Export it again, for instance with dcm2niix."
+        ) from None
+    check_size(file.name, geometry.axial_shape)
+    if not (mask and np.isfinite(voxels).all()):
+        check_intensities(file.name, voxels)
+    spacing, no_spacing = geometry.axial_spacing, ""
+    if not has_orientation(header) and np.allclose(spacing, 1):
+        spacing, no_spacing = None, "the NIfTI file does not give it"
+    warnings = [*doubts(file.name, affine, header), *describe_plane(file.name, geometry)]
+    return Scan(
+        file.name, np.ascontiguousarray(geometry.to_axial(voxels)), geometry, spacing, no_spacing, tuple(warnings)
+    )
+
+
+def unpack(file: InputFile):
+    """The voxels (X, Y, Z) of a NIfTI file, int or float32, its affine (4, 4) in mm, and its header.
+
+    Raises:
+        VolumeFileError: a damaged file, or one that `check_header` refuses.
+    """
     import nibabel as nib
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
@@ -45,56 +71,48 @@ def read_nifti(file: InputFile, *, mask: bool = False) -> Scan:
             data = unzip_bytes(data, int(size) + MAX_EXTENSION_BYTES)
         image = image_class.from_bytes(data)
         voxels = np.asarray(image.dataobj).reshape(shape)
-        affine = image.affine
-        unit = image.header.get_xyzt_units()[0]
+        affine = np.array(image.affine, dtype=np.float64)
+        affine[:3] *= millimetres(image.header)
     except (ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, zlib.error, struct.error) as error:
         raise damaged(file.name, error) from None
     except (ValueError, TypeError, OverflowError, KeyError) as error:
         if isinstance(error, VolumeFileError):
             raise
         raise damaged(file.name, error) from None
-
     if voxels.dtype.kind not in "ui" or voxels.dtype.itemsize > 4:
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is refused
             voxels = voxels.astype(np.float32)
-    affine = np.array(affine, dtype=np.float64)
-    affine[:3] *= MILLIMETRES.get(unit, 1.0)
-    try:
-        geometry = Geometry.from_affine(shape, affine, image.header)
-    except ValueError as error:
-        raise VolumeFileError(
-            f"{file.name!r} has no valid orientation: {error}. Export it again, for instance with dcm2niix."
-        ) from None
-    check_size(file.name, geometry.axial_shape)
-    if not (mask and np.isfinite(voxels).all()):
-        check_intensities(file.name, voxels)
+    return voxels, affine, image.header
 
-    spacing, no_spacing, warnings = geometry.axial_spacing, "", []
-    if not has_orientation(image.header):
-        warnings.append(
-            f"{file.name!r} does not say how it is oriented (its qform and sform codes are 0); its third axis is taken "
-            f"as the slices'. Check that the slices shown are axial."
+
+def millimetres(header) -> float:
+    """Millimetres in the unit of length of a NIfTI header."""
+    return MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
+
+
+def doubts(name: str, affine: np.ndarray, header) -> Iterator[str]:
+    """What makes one doubt where a NIfTI file says that its voxels lie, or how large they are; `affine` is in mm."""
+    import nibabel as nib
+
+    if not has_orientation(header):
+        yield (
+            f"{name!r} does not say how it is oriented (its qform and sform codes are 0); its third axis is taken as "
+            f"the slices'. Check that the slices shown are axial."
         )
-        if np.allclose(spacing, 1):
-            spacing, no_spacing = None, "the NIfTI file does not give it"
     elif np.array_equal(affine, np.eye(4)):
-        warnings.append(
-            f"{file.name!r} has the identity as its affine, which tools write where the geometry was lost: the "
-            f"orientation, and lengths and volumes in mm and ml, may be wrong."
+        yield (
+            f"{name!r} has the identity as its affine, which tools write where the geometry was lost: the orientation, "
+            f"and lengths and volumes in mm and ml, may be wrong."
         )
     else:
         sizes = nib.affines.voxel_sizes(affine)
-        zooms = np.multiply(image.header.get_zooms()[:3], MILLIMETRES.get(unit, 1.0))
+        zooms = np.multiply(header.get_zooms()[:3], millimetres(header))
         if not np.allclose(sizes, zooms, rtol=OTHER_SIZE):
             by_affine, by_header = ("×".join(f"{length:.3g}" for length in lengths) for lengths in (sizes, zooms))
-            warnings.append(
-                f"{file.name!r} gives two sizes of its voxels, {by_affine} mm by its affine and {by_header} mm by its "
+            yield (
+                f"{name!r} gives two sizes of its voxels, {by_affine} mm by its affine and {by_header} mm by its "
                 f"pixdim; lengths and volumes go by the affine. Check them."
             )
-    warnings += describe_plane(file.name, geometry)
-    return Scan(
-        file.name, np.ascontiguousarray(geometry.to_axial(voxels)), geometry, spacing, no_spacing, tuple(warnings)
-    )
 
 
 def has_orientation(header) -> bool:
@@ -149,8 +167,7 @@ def write_nifti(path: Path, array: np.ndarray, geometry: Geometry) -> None:
 
 def keep_space(image, header) -> None:
     """Copy what a NIfTI header says of space, and nothing that may name a person."""
-    unit = header.get_xyzt_units()[0]
-    image.header.set_zooms(np.divide(image.header.get_zooms(), MILLIMETRES.get(unit, 1.0)))  # from the affine, in mm
+    image.header.set_zooms(np.divide(image.header.get_zooms(), millimetres(header)))  # from the affine, in mm
     s_affine, s_code = header.get_sform(coded=True)
     q_affine, q_code = header.get_qform(coded=True)  # one that is not in use may not even be valid
     if s_code or q_code:
@@ -159,4 +176,4 @@ def keep_space(image, header) -> None:
     else:
         image.set_sform(None, 0)
         image.set_qform(None, 0)
-    image.header.set_xyzt_units(unit)
+    image.header.set_xyzt_units(header.get_xyzt_units()[0])
