@@ -176,6 +176,27 @@ def calibration_error(count: np.ndarray, mean: np.ndarray, share: np.ndarray) ->
     return float(np.nansum(count * np.abs(mean - share)) / count.sum())
 
 
+def calibration_row(
+    name: str, probabilities: list[np.ndarray], truths: list[np.ndarray]
+) -> tuple[list[str], tuple[np.ndarray, np.ndarray]]:
+    """A row on one model's calibration in the patients' voxels, and its curve: (mean probability, share of lesion)."""
+    voxels, truth = np.concatenate(probabilities), np.concatenate(truths)
+    count, mean, share = reliability(voxels, truth)
+    left_out = scale_by_the_others(probabilities, truths)
+    entropies = [
+        np.mean([cross_entropy(*pair) for pair in zip(of, truths, strict=True)]) for of in (probabilities, left_out)
+    ]
+    row = [
+        name,
+        *(f"{value:.2f}" for value in share),
+        f"{calibration_error(count, mean, share):.4f}",
+        f"{calibration_error(*reliability(np.concatenate(left_out), truth)):.4f}",
+        *(f"{entropy:.4f}" for entropy in entropies),
+        f"{fit_temperature(voxels, truth):.2f}",
+    ]
+    return row, (mean, share)
+
+
 def draw_reliability(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
     figure = new_figure(4.2, 4)
     ax = figure.subplots()
@@ -235,45 +256,28 @@ def main(argv: list[str] | None = None) -> None:
         for name, store in models.items():
             predictions[name].append(read_probabilities(store, patient))
 
-    lesion = [truth[truth.any(axis=(1, 2))] for truth in truths]
-    areas = np.concatenate([mask.sum(axis=(1, 2)) for mask in lesion])
-    outlines = np.array([irregularity(mask) for masks in lesion for mask in masks])
+    lesions = [mask for truth in truths for mask in truth if mask.any()]
+    properties = {
+        "area in pixels": np.array(list(map(np.count_nonzero, lesions))),
+        "irregularity": np.array(list(map(irregularity, lesions))),
+        "FLAIR in the lesion": np.array(brightness),
+    }
     inside = [mask | truth for mask, truth in zip(brains, truths, strict=True)]
-    truth_of = [truth[where] for truth, where in zip(truths, inside, strict=True)]
-    truth_voxels = np.concatenate(truth_of)
+    truth_inside = [truth[where] for truth, where in zip(truths, inside, strict=True)]
 
     cleaning, groups, calibration, curves = [], [], [], {}
     for name, probabilities in predictions.items():
         cleaning += postprocessing_rows(name, probabilities, truths, brains)
+        masks = [mask_from_probabilities(volume, extend=not args.no_extend) for volume in probabilities]
         dice = np.concatenate(
-            [
-                slice_dice(mask_from_probabilities(volume, extend=not args.no_extend), truth)[truth.any(axis=(1, 2))]
-                for volume, truth in zip(probabilities, truths, strict=True)
-            ]
+            [slice_dice(mask, truth)[truth.any(axis=(1, 2))] for mask, truth in zip(masks, truths, strict=True)]
         )
-        groups.append(by_thirds(name, "area in pixels", areas, dice))
-        groups.append(by_thirds(name, "irregularity", outlines, dice))
-        groups.append(by_thirds(name, "FLAIR in the lesion", np.array(brightness), dice))
-        voxels_of = [volume[where] for volume, where in zip(probabilities, inside, strict=True)]
-        voxels = np.concatenate(voxels_of)
-        count, mean, share = reliability(voxels, truth_voxels)
-        curves[name] = (mean, share)
-        left_out = scale_by_the_others(voxels_of, truth_of)
-        entropies = [
-            np.mean([cross_entropy(*pair) for pair in zip(of, truth_of, strict=True)]) for of in (voxels_of, left_out)
-        ]
-        calibration.append(
-            [
-                name,
-                *(f"{value:.2f}" for value in share),
-                f"{calibration_error(count, mean, share):.4f}",
-                f"{calibration_error(*reliability(np.concatenate(left_out), truth_voxels)):.4f}",
-                *(f"{entropy:.4f}" for entropy in entropies),
-                f"{fit_temperature(voxels, truth_voxels):.2f}",
-            ]
-        )
+        groups += [by_thirds(name, what, values, dice) for what, values in properties.items()]
+        probabilities_inside = [volume[where] for volume, where in zip(probabilities, inside, strict=True)]
+        row, curves[name] = calibration_row(name, probabilities_inside, truth_inside)
+        calibration.append(row)
 
-    print(f"{len(truths)} patients of {args.split}, {len(areas)} slices with a lesion, threshold {THRESHOLD}\n")
+    print(f"{len(truths)} patients of {args.split}, {len(lesions)} slices with a lesion, threshold {THRESHOLD}\n")
     print(table(["model", "post-processing", *SCORES], cleaning))
     print(table(["model", "slices by", "lowest third", "middle", "highest"], groups))
     edges = [f"{low / BINS:.1f} to {(low + 1) / BINS:.1f}" for low in range(BINS)]
