@@ -19,7 +19,7 @@ from space.code_tab import code_tab
 from space.compare_tab import compare_tab
 from space.components import take_raw_calls
 from space.handlers import default_model, find_models
-from space.retention import private_upload_folder
+from space.retention import StartError, private_upload_folder
 from space.slice_tab import slice_tab
 from space.uploads import MAX_FILE_SIZE
 from space.volume_tab import volume_tab
@@ -98,7 +98,14 @@ def launch(demo: gr.Blocks, **options):
         "css_paths": sorted(SPACE.glob("*.css")),
         "js": (SPACE / "gradio_markup.js").read_text(encoding="utf-8"),
     }
-    return demo.launch(**settings | options)
+    settings |= options
+    try:
+        return demo.launch(**settings)
+    except (OSError, OverflowError):  # Gradio's words fit a port that is taken alone
+        raise StartError(
+            f"No page can be served at {settings['server_name']}, port {settings['server_port']}: the port is taken, "
+            "or the address is not this machine's. Set GRADIO_SERVER_PORT or GRADIO_SERVER_NAME to another."
+        ) from None
 
 
 def main() -> None:
@@ -123,6 +130,8 @@ def main() -> None:
                 launch(demo)
             finally:
                 demo.close()
+    except StartError as error:
+        raise SystemExit(f"app.py: error: {error}") from None
     except SystemExit as stopped:  # by a signal: a model that still computes in a thread would abort the process
         os._exit(stopped.code)
 

@@ -19,23 +19,36 @@ LIFETIME = 45 * 60  # seconds; with the sweeper's interval, under an hour
 SWEEP_EVERY = 10 * 60  # seconds
 
 
+class StartError(Exception):
+    """The page cannot be served here. The text says why, and what to do."""
+
+
 @contextmanager
 def private_upload_folder() -> Iterator[Path]:
     """Gradio's upload folder, in the one that GRADIO_TEMP_DIR or else the system names; deleted at the end.
 
     Old files in it are deleted while it is there, and those that processes left which were killed. SIGTERM and SIGHUP
     raise SystemExit meanwhile, so that they reach the end.
+
+    Raises:
+        StartError: no folder can be made there.
     """
     before = os.environ.get("GRADIO_TEMP_DIR")
     parent = Path(before or tempfile.gettempdir())
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)).resolve()
+    except OSError as error:
+        raise StartError(
+            f"No folder for uploads can be made in {parent} ({error.strerror}). Set GRADIO_TEMP_DIR to a folder that "
+            "may be written to."
+        ) from None
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     handlers = {
         number: signal.signal(number, lambda number, _: sys.exit(128 + number))
         for number in numbers
         if signal.getsignal(number) is not signal.SIG_IGN  # as nohup leaves it
     }
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)).resolve()
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     ended = threading.Event()
     sweeper = threading.Thread(target=keep_swept, args=(folder, ended), name="sweeper", daemon=True)

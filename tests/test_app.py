@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import zipfile
@@ -325,6 +326,19 @@ def test_without_any_model_the_app_says_what_to_do(tmp_path, monkeypatch):
         app.main()
     assert end.value.code not in (None, 0)
     assert "MODEL_IDS=" in str(end.value.code)
+
+
+def test_a_port_that_cannot_be_had_is_named(models, monkeypatch):
+    monkeypatch.setattr(app, "find_models", lambda: models)
+    monkeypatch.setattr("modeling.cores.use_cores", lambda: None)
+    monkeypatch.delenv("GRADIO_SERVER_NAME", raising=False)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        for port in (other.getsockname()[1], 99999):
+            monkeypatch.setenv("GRADIO_SERVER_PORT", str(port))
+            with pytest.raises(SystemExit, match=f"error: No page can be served at .*, port {port}: .*SERVER_PORT"):
+                app.main()
 
 
 def test_importing_the_app_brings_in_neither_model_libraries_nor_other_rooms():

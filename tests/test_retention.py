@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import app
 from space import retention
 from space.retention import LIFETIME, PREFIX, SWEEP_EVERY, private_upload_folder, sweep
 
@@ -59,6 +60,16 @@ def test_a_process_has_a_folder_of_its_own_and_takes_it_along(tmp_path, monkeypa
     assert {path.name for path in tmp_path.iterdir()} == {running.parent.name, foreign.parent.name}
     assert foreign.exists()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == handlers
+
+
+def test_a_place_where_no_folder_can_be_made_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "find_models", lambda: {"tiny": "nowhere"})
+    monkeypatch.setattr("modeling.cores.use_cores", lambda: None)
+    (tmp_path / "file").touch()
+    for place in ("file", "file/folder"):
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / place))
+        with pytest.raises(SystemExit, match=f"error: No folder .* in {tmp_path / place} .*Set GRADIO_TEMP_DIR"):
+            app.main()
 
 
 def test_what_nohup_ignores_stays_ignored(tmp_path, monkeypatch):
