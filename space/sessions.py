@@ -12,6 +12,7 @@ from .handlers import Outdated, Progress
 from .uploads import InputError
 
 CHANGED = "The files were changed before the run's turn came. Run it again for those that are there now."
+INTERRUPTED = "The connection to the page was interrupted, which ended the run. Run it again."
 MAX_SESSIONS = 1000  # remembered at a time; those that changed their files last
 
 
@@ -22,6 +23,7 @@ class Files:
     paths: object  # as the tab's components give them
     current: bool = True  # whether they are still the ones
     outlined: bool = False  # whether a model's result on them is shown
+    closed: bool = False  # whether the page was closed, or its connection broke off, which looks the same
 
 
 class Sessions:
@@ -32,13 +34,14 @@ class Sessions:
 
     def change(self, request: gr.Request, paths: object) -> None:
         """The session's files are these from now on."""
-        self.close(request)
+        if former := self._files.pop(request.session_hash, None):
+            former.current = False
         self._files_of(request, paths)
 
     def close(self, request: gr.Request) -> None:
-        """The session has no files any more."""
+        """Nobody looks at the session's files any more."""
         if former := self._files.pop(request.session_hash, None):
-            former.current = False
+            former.closed = True
 
     def begin_preview(self, request: gr.Request, paths: object) -> "Work":
         """The preview of these files.
@@ -71,7 +74,10 @@ class Sessions:
 
 
 class Work:
-    """What is being done about some files. Methods raise `Outdated` where nobody needs it any more."""
+    """What is being done about some files. Methods raise `Outdated` where nobody needs it any more.
+
+    Where the page is closed, they raise an `InputError`, for those who look at it all the same.
+    """
 
     def __init__(self, files: Files):
         self._files = files
@@ -88,6 +94,8 @@ class Work:
     def check(self) -> None:
         if not self._files.current:
             raise Outdated
+        if self._files.closed:
+            raise InputError(INTERRUPTED)
 
     def finish_preview(self) -> None:
         """Called before a preview is shown, which must not take a result away."""

@@ -21,6 +21,7 @@ from modeling.visualization import PREDICTION_COLOR, REFERENCE_COLOR
 from space import slice_tab, volume_tab
 from space.comparison import AGREEMENT_COLOR
 from space.handlers import Outdated
+from space.uploads import InputError
 
 pytest_plugins = ["app_fixtures", "browser_fixtures"]
 
@@ -146,7 +147,7 @@ class Held:
                 for progress in filter(callable, args):
                     try:
                         progress(0.5, desc="Half of it")
-                    except Outdated:
+                    except (Outdated, InputError):
                         self.stopped.set()
                         raise
         return self.function(paths, *args, **options)
