@@ -1,4 +1,5 @@
-// Mends parts of Gradio's markup that assistive technology cannot make sense of, and downloads that fail in silence.
+// Mends parts of Gradio's markup that assistive technology cannot make sense of, downloads that fail in silence, and files
+// that are dropped in the wrong place.
 
 const GONE = "The file is no longer on the server, which deletes results within the hour. Run the model again.";
 const RESULTS = "#measurements, #volume-measurements, #compare-facts, #about-layer";
@@ -52,7 +53,15 @@ async function checkDownload(event) {
   place.after(message);
 }
 
+// A file that is dropped beside the places for uploads would be opened in place of the page, and all that is on it lost.
+function keepPage(event) {
+  if (event.defaultPrevented || !event.dataTransfer?.types.includes("Files")) return;
+  event.preventDefault();
+  event.dataTransfer.dropEffect = "none";
+}
+
 giveRoles();
 new MutationObserver(giveRoles).observe(document.body, { childList: true, subtree: true, characterData: true });
 new MutationObserver(giveRoles).observe(document.documentElement, { attributeFilter: ["lang"] });
 document.addEventListener("click", checkDownload, { capture: true });
+for (const type of ["dragover", "drop"]) window.addEventListener(type, keepPage);

@@ -140,6 +140,7 @@ function refresh() {
   const shown = Boolean(view);
   find(".controls").hidden = !shown;
   empty.hidden = shown;
+  find(".setting").hidden = !shown;
   find(".slices").hidden = !shown || view.slices < 2;
   canvas.tabIndex = shown ? 0 : -1;
   preview.hidden = !shown || !isPreview();

@@ -97,6 +97,7 @@ def test_every_format_is_shown_at_once(open_page, slice_file, tmp_path):
         assert pixels.std() > 20, f"{path.name} is shown with contrast"
         page.locator("#slice").get_by_label("Clear").click()
         page.locator("#view .empty").wait_for()
+        assert page.locator("#view .setting").is_hidden(), "there is nothing that it could be said of"
 
     page.get_by_role("button", name="T1 in files of their own").click()
     page.set_input_files("#pre input[type=file]", slice_file("t1.png", make_slice()[..., 0]))
@@ -399,6 +400,26 @@ def test_an_example_is_one_click_away(open_page):
     assert drawn(page, "#view").std() > 20
     page.click("#run")
     page.get_by_text("Highest probability").wait_for()
+
+
+def test_a_dropped_file_is_uploaded_in_its_place_and_never_opened_by_the_browser(open_page, slice_file):
+    page = open_page()
+    devtools = page.context.new_cdp_session(page)
+
+    def drop(place: str) -> None:
+        box = page.locator(place).first.bounding_box()
+        at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        data = {"items": [], "files": [str(slice_file())], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            devtools.send("Input.dispatchDragEvent", {"type": kind, **at, "data": data})
+
+    drop("#slice button")
+    says(page, "FLAIR slice, not outlined yet")
+    for beside in ("#view .stage", "#slice", "#header"):
+        drop(beside)
+        page.wait_for_timeout(500)
+        assert len(page.context.pages) == 1, beside
+    says(page, "FLAIR slice, not outlined yet")
 
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 320), ("light", 390), ("dark", 390), ("dark", 1280)])
