@@ -4,6 +4,7 @@ axe-core is in the package axe-playwright-python and runs in the page; it asks n
 """
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,28 @@ def test_the_page_says_its_language_and_its_state_whatever_the_browser_speaks(op
     page.get_by_role("status").get_by_text("Done").first.wait_for(state="attached")
     assert page.evaluate("document.documentElement.lang") == "en"
     assert "common.complete" not in page.get_by_role("status").all_text_contents()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_boxes_that_are_not_ticked_stand_out(open_page, theme):
+    """WCAG 1.4.11, which axe does not measure: 3 to 1 against what is beside them."""
+    page = open_page(theme)
+    line, ground = page.locator("#layer input:not(:checked)").first.evaluate(
+        """box => {
+          const painted = (part) => getComputedStyle(part).backgroundColor;
+          let beside = box.parentElement;
+          while (painted(beside) === "rgba(0, 0, 0, 0)") beside = beside.parentElement;
+          return [getComputedStyle(box).borderColor, painted(beside)];
+        }"""
+    )
+
+    def luminance(colour):
+        share = np.array(re.findall(r"\d+", colour)[:3], dtype=float) / 255
+        linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+        return linear @ [0.2126, 0.7152, 0.0722]
+
+    dark, light = sorted((luminance(line), luminance(ground)))
+    assert (light + 0.05) / (dark + 0.05) >= 3
 
 
 def test_colours_with_a_meaning_stay_where_the_system_sets_the_others(open_page):
