@@ -43,6 +43,11 @@ class Sessions:
         if former := self._files.pop(request.session_hash, None):
             former.closed = True
 
+    def outlined(self, request: gr.Request) -> bool:
+        """Whether a model's result on the session's files is shown."""
+        files = self._files.get(request.session_hash)
+        return files is not None and files.outlined
+
     def begin_preview(self, request: gr.Request, paths: object) -> "Work":
         """The preview of these files.
 

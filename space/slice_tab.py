@@ -112,7 +112,9 @@ def slice_tab(models: dict[str, str], demo: gr.Blocks) -> None:
 
     @shown_to_people
     def update_result(shown, flair, pre, post, model, threshold, layer, request: gr.Request):
-        return show_result(flair, pre, post, model, threshold, layer, request) if shown else gr.skip()
+        if not shown and not sessions.outlined(request):  # Gradio forgets `shown` where many others come
+            return gr.skip()
+        return show_result(flair, pre, post, model, threshold, layer, request)
 
     @shown_to_people
     def show_attention(shown, flair, pre, post, model, request: gr.Request, event: gr.SelectData):

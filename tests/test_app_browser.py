@@ -109,12 +109,14 @@ def test_every_format_is_shown_at_once(open_page, slice_file, tmp_path):
     assert page.locator("#measurements .warnings li").count() == 2, "said after the run, too"
 
 
-def test_the_second_picture_shows_uncertainty_and_attention(open_page, slice_file):
+def test_the_second_picture_shows_uncertainty_and_attention(open_page, slice_file, server):
     page = open_page()
     page.set_input_files(FILE_INPUT, slice_file())
     says(page, "FLAIR slice, not outlined yet")
     page.click("#run")
     page.get_by_text("at threshold 0.50").wait_for()
+    _, demo = server
+    demo.state_holder.session_data.clear()  # as after 200 other sessions
     page.get_by_role("radio", name="Uncertainty").check()
     page.get_by_alt_text("Uncertainty, as colours").wait_for()
     assert not is_grey(shown(page, "#beside"))
