@@ -112,8 +112,14 @@ def launch(demo: gr.Blocks, **options):
         ) from None
 
 
+def is_fault(record: logging.LogRecord) -> bool:
+    """Whether what the server logs is more than that a visitor left in the middle of an upload."""
+    return not (record.exc_info and type(record.exc_info[1]).__name__ == "ClientDisconnect")  # Starlette's
+
+
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn.error").addFilter(is_fault)
     try:
         models = find_models()
     except ValueError as error:

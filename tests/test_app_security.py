@@ -254,10 +254,12 @@ def test_the_command_serves_on_this_machine_only_and_leaves_no_upload(models, tm
                 assert time.monotonic() < patience
                 time.sleep(0.1)
         assert [path.parent.name.startswith(PREFIX) for path in left] == [True]
+        time.sleep(1)  # what the server has to say of that, it says at once
     finally:
         stuck.cancel()
         process.terminate()  # SIGINT may be ignored where the tests run in the background
-        process.communicate(timeout=30)
+        said, _ = process.communicate(timeout=30)
+    assert b"Traceback" not in said
     assert not list(tmp_path.glob(f"{PREFIX}*"))
 
 
