@@ -1,5 +1,5 @@
-// Mends parts of Gradio's markup that assistive technology cannot make sense of, downloads that fail in silence, and files
-// that are dropped in the wrong place.
+// Mends parts of Gradio's markup that assistive technology cannot make sense of, downloads that fail in silence, and
+// files that are dropped in the wrong place.
 
 const GONE = "The file is no longer on the server, which deletes results within the hour. Run the model again.";
 const RESULTS = "#measurements, #volume-measurements, #compare-facts, #about-layer";
