@@ -16,7 +16,7 @@ from modeling import BrainMRIImageProcessor
 from modeling.card import main, write_card
 from modeling.card_inputs import LGG_PATIENT, PHANTOM_PATIENT, read_run, shorten_command
 from modeling.card_text import wrap_command
-from training.recipe import parse_override
+from training.arguments import parse_args
 
 TRAINED, VALIDATED = ["TCGA_CS_4942_19970222"], ["TCGA_CS_4941_19960909", "TCGA_CS_6665_20010817"]
 
@@ -121,7 +121,7 @@ def test_scores_on_flair_alone_are_read_back_apart(copied, real_results, tmp_pat
 def test_text_tells_extremes_and_how_the_patients_were_used(copied, real_results, tmp_path):
     write_card(copied, results=[real_results], runs=[make_run(tmp_path / "runs" / "a")], hardware="two cores")
     text = " ".join(ModelCard.load(copied / "README.md").text.split())
-    assert "0.406 (0.000 to 0.812) | – |" in text
+    assert "| yes | 0.406 (0.000 to 0.812) | – |" in text
     assert f"worst {VALIDATED[1]} (0.00); best {VALIDATED[0]} (0.81)" in text
     assert "One patient of 2 under a Dice of 0.5, one lesion missed altogether." in text
     assert "chose the epoch" in text
@@ -133,14 +133,19 @@ def test_text_tells_extremes_and_how_the_patients_were_used(copied, real_results
     assert "--resume" not in text
 
 
-def test_command_gives_the_fields_of_the_configuration_that_were_changed(copied, tmp_path):
-    unchanged = make_run(tmp_path / "unchanged", {"config": {}, "num_workers": 0})
-    changed = make_run(tmp_path / "changed", {"config": {"decoder_depth": 1, "hidden_sizes": [4, 6], "loss": "bce"}})
-    assert "--config" not in read_run(unchanged).command
-    assert "--num_workers 0" in read_run(unchanged).command
-    words = shlex.split(read_run(changed).command)
-    given = words[words.index("--config") + 1 :]
-    assert dict(map(parse_override, given)) == {"decoder_depth": 1, "hidden_sizes": [4, 6], "loss": "bce"}
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--num_workers", "0", "--low_memory", "--image_size", "128", "192@57%"],
+        ["--streaming", "64", "--config", "decoder_depth=1", "encoder_depths=[1, 2, 2, 2]", "--init_from", "a b/best"],
+    ],
+)
+def test_command_gives_the_same_arguments_again(tmp_path, options):
+    arguments = parse_args(["--model", "unet-4level", "--dataset", "data", "--output_dir", "runs/a", *options], "")
+    recorded = json.loads(json.dumps(vars(arguments), default=str))
+    *_, program, rest = read_run(make_run(tmp_path / "run", recorded)).command.partition("train.py ")
+    assert program == "train.py "
+    assert parse_args(shlex.split(rest), "") == arguments
 
 
 @pytest.mark.parametrize(("precision", "launcher"), [("no", ""), ("bf16", "--mixed_precision bf16 ")])
@@ -152,14 +157,19 @@ def test_command_gives_the_launchers_precision_to_the_launcher(tmp_path, precisi
 
 def test_trained_patients_are_no_measurement(copied, real_results, tmp_path):
     run = make_run(tmp_path / "run", train=VALIDATED, validation=TRAINED)
-    write_card(copied, results=[real_results], runs=[run])
-    assert "2 of them were **trained on**" in (copied / "README.md").read_text()
+    later = make_run(tmp_path / "later", {"init_from": str(run / "best")}, validation=TRAINED)
+    for runs in ([run], [run, later]):
+        write_card(copied, results=[real_results], runs=runs)
+        assert "2 of them were **trained on**" in (copied / "README.md").read_text()
+    write_card(copied, results=[real_results], runs=[make_run(tmp_path / "chosen"), later])
+    assert "chose the epoch" in (copied / "README.md").read_text()
 
 
 def test_runs_that_follow_each_other_add_up(copied, tmp_path):
     first, second = tmp_path / "runs" / "a", tmp_path / "runs" / "b"
     make_run(first, {"init_from": "efficientnet-lite0"}, seconds=(10.0, 1800.0))
-    make_run(second, {"init_from": str(first / "best")}, seconds=(10.0, 5400.0))
+    changes = [{"after_epochs": 1, "epochs": [1, 2]}]
+    make_run(second, {"init_from": str(first / "best"), "changed_on_resume": changes}, seconds=(10.0, 5400.0))
     write_card(copied, runs=[first, second])
     text = " ".join((copied / "README.md").read_text().split())
     assert "`runs/a`: the stem from ImageNet weights, all else fresh, two epochs in 30 minutes" in text
@@ -167,10 +177,15 @@ def test_runs_that_follow_each_other_add_up(copied, tmp_path):
     assert "Together 2.0 hours; the hardware is not recorded." in text
     assert "epoch 1 had a mean Dice of 0.725" in text
     assert "EfficientNet-Lite0 (Google; converted to PyTorch by ML Illustrated" in text
+    assert text.count("so the command alone does not give these weights") == 1
     assert "trained on FLAIR alone" not in text
-    write_card(copied, runs=[make_run(tmp_path / "runs" / "c", {"channels": "flair"})])
-    assert "trained on FLAIR alone" in (copied / "README.md").read_text()
-    assert "ML Illustrated" not in (copied / "README.md").read_text()
+    arguments = {"channels": "flair", "init_from": "timm/resnetv2_50x1_bit"}
+    write_card(copied, runs=[make_run(tmp_path / "runs" / "c", arguments)])
+    text = (copied / "README.md").read_text()
+    assert "trained on FLAIR alone" in text
+    assert "ImageNet-21k weights of AugReg" in text
+    assert "ML Illustrated" not in text
+    assert "the command alone" not in text
 
 
 def test_a_figure_of_patients_never_reaches_the_card(copied, real_results, phantom_results):
@@ -179,6 +194,9 @@ def test_a_figure_of_patients_never_reaches_the_card(copied, real_results, phant
     write_card(copied, results=[real_results, phantom_results])
     assert (copied / "phantom.png").read_bytes() == phantom_results.with_suffix(".png").read_bytes()
     assert "(phantom.png)" in (copied / "README.md").read_text()
+    beside = shutil.copy(phantom_results, copied / "phantom.json")  # evaluate.py puts its figure where the card's is
+    write_card(copied, results=[beside])
+    assert (copied / "phantom.png").read_bytes() == phantom_results.with_suffix(".png").read_bytes()
 
 
 def test_a_model_of_the_phantom_claims_no_patients(copied, tmp_path):
@@ -207,12 +225,14 @@ def test_what_a_model_came_from_is_not_claimed_to_be_free_or_unseen(copied, real
     assert "What `checkpoints/unet-5level` had been trained on is not recorded here." in text
 
 
-def test_scores_of_averaged_views_are_said_to_be_so(copied, real_results):
+def test_scores_of_averaged_views_or_some_patients_are_said_to_be_so(copied, real_results):
     write_card(copied, results=[real_results])
     assert "averages over" not in (copied / "README.md").read_text()
-    real_results.write_text(json.dumps(json.loads(real_results.read_text()) | {"views": 2}))
+    assert "the first" not in (copied / "README.md").read_text()
+    real_results.write_text(json.dumps(json.loads(real_results.read_text()) | {"views": 2, "limit": 2}))
     write_card(copied, results=[real_results])
     assert "averages over 2 views" in " ".join((copied / "README.md").read_text().split())
+    assert "| validation, the first 2 |" in (copied / "README.md").read_text()
     assert ModelCard.load(copied / "README.md").data.eval_results[0].dataset_args["views"] == 2
 
 
