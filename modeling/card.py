@@ -19,7 +19,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
 
 from . import card_text
-from .card_inputs import PHANTOM, ImageSource, Results, TrainingRun, read_results, read_run, source_of
+from .card_inputs import PHANTOM, ImageSource, Results, TrainingRun, read_results, read_run
 from .configuration_transunet import TransUNetConfig
 from .configuration_unet import UNetConfig
 from .hub import is_repo_id
@@ -73,7 +73,7 @@ def make_card(
         library_name="transformers",
         pipeline_tag="image-segmentation",
         tags=["medical", "mri", "brain", "glioma", config.model_type.removeprefix("lgg_")],
-        datasets=[run.arguments["dataset"] for run in runs[-1:] if is_hub_id(run.arguments["dataset"])] or None,
+        datasets=list(dict.fromkeys(filter(is_hub_id, (run.arguments["dataset"] for run in runs)))) or None,
         metrics=list(dict.fromkeys(kind for kind, _ in METRICS.values())) if results else None,
         model_name=name,
         eval_results=evaluations(results) or None,
@@ -93,7 +93,7 @@ def make_card(
 
 def training_source(runs: Sequence[TrainingRun]) -> ImageSource | None:
     """Where the runs' images came from, patients' before generated ones; None without a run."""
-    sources = [source_of(run.split["train"], run.arguments["dataset"]) for run in runs]
+    sources = [run.source for run in runs]
     return next((source for source in reversed(sources) if source != PHANTOM), sources[-1] if sources else None)
 
 

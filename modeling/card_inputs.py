@@ -95,6 +95,10 @@ class TrainingRun:
     log: list[dict]
 
     @property
+    def source(self) -> ImageSource:
+        return source_of(self.split["train"], self.arguments["dataset"])
+
+    @property
     def seconds(self) -> float:
         return self.log[-1]["seconds"]
 

@@ -319,7 +319,8 @@ def training(runs: Sequence[TrainingRun], hardware: str | None, source: ImageSou
     """Data, what each run did and took, and its command."""
     if not runs:
         return "## How it was trained\n\nNot recorded."
-    split = {name: len(patients) for name, patients in runs[-1].split.items()}
+    of_source = next(run for run in reversed(runs) if run.source.name == source.name)
+    split = {name: len(patients) for name, patients in of_source.split.items()}
     parts = [
         "## How it was trained",
         fill(

@@ -205,9 +205,13 @@ def test_a_model_of_the_phantom_claims_no_patients(copied, tmp_path):
     card = ModelCard.load(copied / "README.md")
     assert card.data.license == "apache-2.0"
     assert "Buda" not in card.text
-    # But weights that once saw patients stay bound by their licence.
-    write_card(copied, runs=[make_run(tmp_path / "first"), tmp_path / "run"])
-    assert ModelCard.load(copied / "README.md").data.license == "cc-by-nc-sa-4.0"
+    # But weights that once saw patients stay bound by their licence, and are those patients'.
+    first = make_run(tmp_path / "first", {"dataset": "alice/lgg"}, train=VALIDATED, validation=TRAINED)
+    write_card(copied, runs=[first, tmp_path / "run"])
+    card = ModelCard.load(copied / "README.md")
+    assert card.data.license == "cc-by-nc-sa-4.0"
+    assert card.data.datasets == ["alice/lgg"]
+    assert "On the 2 training patients of LGG MRI segmentation" in " ".join(card.text.split())
 
 
 @pytest.mark.parametrize("origin", ["init_from", "teacher"])
