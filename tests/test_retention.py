@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 import app
 from space import retention
-from space.retention import LIFETIME, PREFIX, SWEEP_EVERY, private_upload_folder, sweep
+from space.retention import LIFETIME, PREFIX, SWEEP_EVERY, keep_swept, private_upload_folder, sweep
 
 
 def put(path: Path, minutes: float) -> Path:
@@ -44,7 +45,7 @@ def test_a_process_has_a_folder_of_its_own_and_takes_it_along(tmp_path, monkeypa
     running = put(tmp_path / f"{PREFIX}running" / "flair.nii", 1)
     foreign = put(tmp_path / "another-program" / "flair.nii", 600)
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
-    with pytest.raises(SystemExit), private_upload_folder() as folder:  # noqa: PT012 (it ends with the signal)
+    with pytest.raises(SystemExit) as end, private_upload_folder() as folder:  # noqa: PT012 (it ends with the signal)
         assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
         assert folder.stat().st_mode & 0o077 == 0, "nobody else may read it"
         upload = put(folder / "hash" / "flair.nii", 46)
@@ -56,6 +57,7 @@ def test_a_process_has_a_folder_of_its_own_and_takes_it_along(tmp_path, monkeypa
         assert (folder / "hash2" / "flair.nii").exists()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
+    assert end.value.code == 128 + signal.SIGTERM
     assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {running.parent.name, foreign.parent.name}
     assert foreign.exists()
@@ -72,8 +74,18 @@ def test_a_place_where_no_folder_can_be_made_is_named(tmp_path, monkeypatch):
             app.main()
 
 
+def test_a_folder_in_use_stays_although_nothing_came_for_long(tmp_path):
+    folder = tmp_path / f"{PREFIX}idle"
+    folder.mkdir()
+    os.utime(folder, 2 * (time.time() - 2 * LIFETIME,))
+    once = threading.Event()
+    once.set()
+    keep_swept(folder, once)
+    assert folder.is_dir()
+
+
 def test_what_nohup_ignores_stays_ignored(tmp_path, monkeypatch):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "not" / "there yet"))
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with private_upload_folder():
