@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,10 +19,12 @@ from tiny_training import read_log
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import train
+from evaluate import evaluate_split
 from hub_dataset.folds import write_splits
 from hub_dataset.loading import load_splits
 from modeling.card_inputs import read_run
 from modeling.image_processing_brain_mri import FLAIR
+from modeling.layers import Recomputing
 from training.recipe import ema_update, image_size_at, make_optimizer, parse_stage
 from training.run_folder import RunFolder
 
@@ -114,23 +117,59 @@ class TestRun:
             row = json.loads(path.read_text(), parse_constant=pytest.fail)
             assert row["validation_false_alarm_rate"] is None
 
+    def test_logged_scores_are_those_of_the_models_that_are_kept(self, run, phantom_dataset_dir):
+        folder = run("--epochs", "1")
+        split, (row,) = load_splits(str(phantom_dataset_dir))["validation"], read_log(folder)
+        for name in ("best", "last"):
+            model = AutoModelForSemanticSegmentation.from_pretrained(folder / name)
+            processor = AutoImageProcessor.from_pretrained(folder / name)
+            result = evaluate_split(model, processor, split, hausdorff=False)
+            dice = {patient.patient_id: patient.postprocessed.dice for patient in result.patients}
+            assert row["validation_dice"] == dice, name
+            assert row["validation_dice_mean"] == result.postprocessed.dice_mean != result.raw.dice_mean
+
+    def test_each_epoch_draws_its_slices_anew(self, run):
+        still = ("--learning_rate", "0", "--image_size", "48", "--validate_every", "2")
+        first, second = read_log(run(*still))
+        assert first["train_loss"] != second["train_loss"]
+
+    def test_states_come_at_their_interval_and_seconds_count_once(self, run, monkeypatch):
+        clock, loss = SimpleNamespace(now=0.0), train.segmentation_loss
+
+        def loss_after_a_minute(*arguments):
+            clock.now += 60
+            return loss(*arguments)
+
+        monkeypatch.setattr(train, "segmentation_loss", loss_after_a_minute)
+        monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: clock.now))
+        folder = run("--epochs", "1", "--checkpoint_minutes", "2.5", "--keep_checkpoints", "100")
+        *between, last = (int(path.name.removeprefix("step_")) for path in sorted((folder / "checkpoints").iterdir()))
+        assert len(between) > 1
+        assert between == list(range(3, last, 3))
+        assert read_log(folder)[-1]["seconds"] == 60 * last
+
     def test_training_lowers_the_loss(self, run):
         rows = read_log(run("--epochs", "6", "--learning_rate", "0.01", "--validate_every", "6", "--loss", "bce"))
         assert rows[-1]["train_loss"] < 0.7 * rows[0]["train_loss"]
 
-    def test_gradient_checkpointing_trains_to_the_same_weights(self, run, capsys):
+    def test_gradient_checkpointing_trains_to_the_same_weights(self, run, monkeypatch):
+        calls, recompute = [], Recomputing.recomputed
+        monkeypatch.setattr(Recomputing, "recomputed", lambda *args: calls.append(1) or recompute(*args))
         expected = run("--epochs", "1", folder="expected") / "last" / "model.safetensors"
+        assert not calls
         recomputed = (
             run("--epochs", "1", "--gradient_checkpointing", folder="recomputed") / "last" / "model.safetensors"
         )
+        assert calls
         assert recomputed.read_bytes() == expected.read_bytes()
 
-    def test_clipping_warm_up_and_seed_shape_the_weights(self, run, monkeypatch):
+    def test_each_part_of_the_recipe_shapes_the_weights(self, run, monkeypatch):
         monkeypatch.setattr(RunFolder, "write_figure", lambda *_: None)  # half the time of a run
         # Weights begin alike whatever the seed, which then draws slices and augmentation alone.
         monkeypatch.setattr(train, "set_seed", lambda _, **options: set_seed(0, **options))
         common = ("--epochs", "1", "--optimizer", "sgd", "--loss", "bce")  # each step is as long as the gradient
-        options = ((), ("--max_grad_norm", "0.001"), ("--warmup_ratio", "0.9"), ("--seed", "1"))
+        options = [(), ("--max_grad_norm", "0.001"), ("--warmup_ratio", "0.9"), ("--seed", "1"), ("--loss", "dice")]
+        options += [("--augmentation", "0"), ("--empty_ratio", "0.5"), ("--ema_decay", "0")]
         folders = [run(*common, *changed, folder=f"of_{number}") for number, changed in enumerate(options)]
         assert len({(folder / "last" / "model.safetensors").read_bytes() for folder in folders}) == len(options)
 
