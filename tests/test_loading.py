@@ -80,8 +80,13 @@ class TestSampler:
             second.seek(epoch)
             epochs.append(list(first))
             assert epochs[-1] == list(second)
-        assert epochs[0] != epochs[1]
-        assert list(self.sampler(has_lesion, head_sizes, seed=4)) != epochs[0]
+        other = self.sampler(has_lesion, head_sizes, seed=4)
+        other.seek(1)
+        epochs.append(list(other))
+        empty = [{key.index for batch in epoch for key in batch if not has_lesion[key.index]} for epoch in epochs]
+        for one, two in ((0, 1), (1, 2)):
+            assert epochs[one] != epochs[two]
+            assert len(empty[one] - empty[two]) > 4, "the same slices without a lesion"
         seeds = [key.seed for epoch in epochs for batch in epoch for key in batch]
         assert len(set(seeds)) == len(seeds), "two samples are augmented alike"
 
