@@ -139,6 +139,7 @@ def test_an_incomplete_source_is_built_and_says_what_is_missing(tmp_path, caplog
     dataset = load_dataset(str(tmp_path / "dataset"))
     assert dataset.num_rows == {"train": 3, "validation": 3}
     assert dataset["validation"]["slice_index"][:] == [1, 2, 10]
+    assert set(dataset["validation"]["num_slices"]) == {3}
     assert set(dataset["validation"]["institution"]) == {"CS"}
     assert dataset["validation"]["gender"][:] == [None] * 3
     assert "No patient of `test` was in the source" in card.text
@@ -149,7 +150,7 @@ def test_building_again_elsewhere_gives_the_same_bytes(phantom_dir, phantom_data
     assert contents(tmp_path / "again") == contents(phantom_dataset_dir)
 
 
-def test_a_second_run_keeps_what_is_complete(small_source, tmp_path):
+def test_a_second_run_keeps_what_is_complete_and_of_the_same_format(small_source, tmp_path, monkeypatch):
     first = build_dataset(small_source, tmp_path / "dataset")
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "dataset" / "data").iterdir()}
     second = build_dataset(small_source, tmp_path / "dataset")
@@ -157,6 +158,8 @@ def test_a_second_run_keeps_what_is_complete(small_source, tmp_path):
     assert not first.kept
     assert not second.written
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "dataset" / "data").iterdir()} == before
+    monkeypatch.setattr(shards, "_FORMAT", "of a later version")
+    assert len(build_dataset(small_source, tmp_path / "dataset").written) == 3
 
 
 def test_only_shards_whose_source_changed_are_written_again(small_source, tmp_path):

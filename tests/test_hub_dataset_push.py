@@ -54,19 +54,25 @@ def test_what_is_loaded_back_equals_what_was_built(hub, push, run_client, phanto
     assert "alice/lgg" in stranger.stderr
 
 
-def test_an_interrupted_push_is_repeated_and_an_unchanged_one_uploads_nothing(hub, push, phantom_dataset_dir):
+def test_an_interrupted_push_is_repeated_and_an_unchanged_one_uploads_nothing(hub, push, phantom_dataset_dir, tmp_path):
     hub.fail_next("POST .*/commit/", 503, times=20)
     done = push()
     assert done.returncode == 1
     assert "is complete but could not be pushed" in done.stderr
     assert "The same command goes on where it stopped" in done.stderr
     assert hub.names("datasets", "alice/lgg") == []
+    # A shard of a larger build is there, and here something beside the dataset.
+    former = {name: hub.store(b"former") for name in ("manifest.json", "data/train-00001-of-00002.parquet")}
+    hub.repositories["datasets", "alice/lgg"].commit("main", former)
+    (tmp_path / "dataset" / "notes.txt").write_text("private")
 
     hub.faults.clear()
     hub.requests.clear()
     assert push().returncode == 0
     assert not any(request.startswith("PUT") for request in hub.requests)  # the shards had arrived before
-    for path in hub.names("datasets", "alice/lgg"):
+    files = [path.relative_to(phantom_dataset_dir).as_posix() for path in phantom_dataset_dir.rglob("*.*")]
+    assert hub.names("datasets", "alice/lgg") == sorted(files)
+    for path in files:
         assert hub.read("datasets", "alice/lgg", path) == (phantom_dataset_dir / path).read_bytes()
 
     pushed = hub.repositories["datasets", "alice/lgg"].refs["main"]
