@@ -248,16 +248,20 @@ def test_of_two_kinds_of_weights_those_that_load_are_published(checkpoint, tmp_p
     assert [path.name for path in (tmp_path / "staged").glob("model*.safetensors*")] == ["model.safetensors"]
 
 
-def test_a_downloaded_card_names_the_new_repository(checkpoint, tmp_path):
-    source = checkpoint
-    for name in ("alice/first", "alice/second"):
-        folder = tmp_path / name
-        folder.mkdir(parents=True)
-        stage_model(source, folder, name)
-        source = folder
-    text = (tmp_path / "alice/second" / "README.md").read_text()
+def test_a_downloaded_card_names_the_new_repository_and_keeps_what_it_says(checkpoint, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for source, folder in ((checkpoint, first), (first, second)):
+        folder.mkdir()
+        stage_model(source, folder, f"alice/{folder.name}")
+        if folder == first:
+            (first / "phantom.png").write_bytes(b"figure")
+            with (first / "README.md").open("a") as card:
+                card.write("\n![Dice of each patient](phantom.png)\n")
+    text = (second / "README.md").read_text()
     assert "alice/first" not in text
     assert text.count('"alice/second"') == 3
+    assert "![Dice of each patient](phantom.png)" in text
+    assert (second / "phantom.png").read_bytes() == b"figure"
 
 
 def test_pickled_weights_are_not_loaded(checkpoint):

@@ -58,10 +58,12 @@ def start(tmp_path):
 
 
 def test_what_was_published_starts_in_an_empty_folder_and_segments(hub, run_client, start, tmp_path):
-    done = run_client("-m", "space.publish", "alice/space")
+    done = run_client("-m", "space.publish", "alice/space", "--private")
     assert done.returncode == 0, done.stderr
+    assert hub.repositories["spaces", "alice/space"].private
     published = set(hub.names("spaces", "alice/space"))
     assert {"README.md", "app.py", "requirements.txt", "examples/lesion.png", "space/page.css"} <= published
+    assert "checkpoints/transunet-small/README.md" in published, "the scores that the page shows"
     assert {path.split("/")[0] for path in published if "/" in path} == {"checkpoints", "examples", "modeling", "space"}
     for path in published:
         assert path in ("README.md", "requirements.txt") or (ROOT / path).read_bytes() == hub.read(
@@ -101,8 +103,11 @@ def test_weights_from_the_hub_are_named_not_bundled(hub, run_client):
     hub.fail_next("/commit/", 403)
     assert "may not write there" in run_client(*publish, "alice/a").stderr
     assert hub.repositories["spaces", "alice/space"].variables == {"MODEL_IDS": "alice/a,alice/b"}, "as it was"
+    space = hub.repositories["spaces", "alice/space"]
+    space.commit("main", {**space.files(), "space/former.py": hub.store(b"")})
     assert run_client("-m", "space.publish", "alice/space").returncode == 0
-    assert hub.repositories["spaces", "alice/space"].variables == {}, "the weights are bundled again"
+    assert space.variables == {}, "the weights are bundled again"
+    assert "space/former.py" not in hub.names("spaces", "alice/space")
     hub.fail_next("/commit/", 403)
     assert run_client(*publish, "alice/a").returncode == 1
     assert hub.repositories["spaces", "alice/space"].variables == {}
@@ -173,5 +178,8 @@ def test_without_weights_nothing_is_published(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     monkeypatch.setattr("space.publish.ROOT", tmp_path)
     (tmp_path / "app.py").write_text("")
+    pointer = tmp_path / "checkpoints" / "unet" / "model.safetensors"
+    pointer.parent.mkdir(parents=True)
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(SystemExit, match="git lfs pull"):
         main(["alice/space"])
