@@ -34,6 +34,8 @@ class TestRun:
     def test_memory_and_duration_are_those_of_the_whole_run(self, run, capsys, monkeypatch):
         for name, stand_in in (("gib", str), ("duration", str), ("seconds_per_pixel", lambda *_: 1.0)):
             monkeypatch.setattr(f"training.dry_run.{name}", stand_in)
+        calls = []
+        monkeypatch.setattr("train.keep_freed_memory", lambda: calls.append(1))
         run("--dry_run", "--epochs", "5")
         output = capsys.readouterr().out
         batches = int(re.search(r"5 epochs of (\d+) batches of 4", output)[1])
@@ -46,7 +48,15 @@ class TestRun:
             assert float(stage[8]) == pytest.approx(seconds_per_step * batches * epochs, rel=1e-4)
         typical = map(int, stages[-1][3].split("x"))
         kept = step_cost(model_of_shapes(preset_config("tiny")), 4, *typical).activation_bytes
-        assert int(re.search(r"largest crop: (\d+)", output)[1]) >= kept
+        largest = int(re.search(r"largest crop: (\d+)", output)[1])
+        assert largest > kept
+        assert "--low_memory returns it" in output
+        assert len(calls) == 1
+        run("--dry_run", "--epochs", "1", "--image_size", "64", "--gradient_checkpointing", "--low_memory")
+        output = capsys.readouterr().out
+        assert int(re.search(r"largest crop: (\d+)", output)[1]) < 0.8 * largest
+        assert "--low_memory" not in output
+        assert len(calls) == 1
 
     def test_a_run_that_is_there_stays_as_it_is(self, run):
         folder = run("--epochs", "1")
