@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -193,9 +194,9 @@ class TestRun:
     def test_stops_early(self, run, monkeypatch):
         scores = iter([0.5, 0.6, 0.55, 0.6, 0.9])
         monkeypatch.setattr(train, "validation_scores", lambda *_: {"validation_dice_mean": next(scores)})
-        folder = run("--epochs", "5", "--patience", "2")
-        assert [row["validation_dice_mean"] for row in read_log(folder)] == [0.5, 0.6, 0.55, 0.6]
-        assert json.loads((folder / "best" / "metrics.json").read_text())["epoch"] == 2
+        folder = run("--epochs", "10", "--patience", "2", "--validate_every", "2")
+        assert [row.get("validation_dice_mean") for row in read_log(folder)][1::2] == [0.5, 0.6, 0.55, 0.6]
+        assert json.loads((folder / "best" / "metrics.json").read_text())["epoch"] == 4
 
     def test_validates_every_nth_epoch_and_the_last(self, run):
         rows = read_log(run("--epochs", "3", "--validate_every", "2"))
@@ -243,6 +244,18 @@ class TestResume:
         assert all(torch.equal(before[key], after[key]) for key in before)
         assert (folder / "best" / "model.safetensors").is_file()
         assert not [*folder.rglob("unfinished"), *folder.rglob("previous.*")]
+
+    def test_a_row_that_was_logged_before_its_state_was_saved_is_written_anew(self, run):
+        folder = run()
+        before = read_log(folder)
+        shutil.rmtree(max((folder / "checkpoints").iterdir()))
+        after = read_log(run("--resume"))
+        for row in (before[1], after[1]):
+            del row["seconds"]
+        assert after == before
+        folder = run("--epochs", "1", folder="first")
+        shutil.rmtree(folder / "checkpoints")
+        assert len(read_log(run("--epochs", "1", "--resume", folder="first"))) == 1
 
     def test_a_run_that_has_stopped_early_stays_stopped(self, run, monkeypatch):
         monkeypatch.setattr(train, "validation_scores", lambda *_: {"validation_dice_mean": 0.5})

@@ -60,8 +60,14 @@ class TestArguments:
 
     def test_a_run_in_other_steps(self, run):
         run("--epochs", "1")
-        with pytest.raises(SystemExit, match=r"holds a run of --batch_size 4, not of 8.*--init_from"):
-            run("--batch_size", "8", "--resume")
+        for name, before, now in (
+            ("batch_size", "4", "8"),
+            ("gradient_accumulation_steps", "1", "2"),
+            ("empty_ratio", "1.0", "0.5"),
+            ("optimizer", "adamw", "sgd"),
+        ):
+            with pytest.raises(SystemExit, match=rf"holds a run of --{name} {before}, not of {now}.*--init_from"):
+                run(f"--{name}", now, "--resume")
 
     def test_a_run_of_other_slices_of_the_same_patients(self, run, splits, tmp_path):
         splits["train"] = splits["train"].select(range(0, len(splits["train"]), 2))
