@@ -91,6 +91,9 @@ def logits_of(checkpoint):
 def test_anyone_loads_it_without_this_repository(preset, tmp_path, hub, publish, load_alone):
     checkpoint = save_checkpoint(tmp_path / "checkpoint", preset)
     (checkpoint / "metrics.json").write_text("{}")  # what a run leaves beside the weights stays at home
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "README.md").write_text("To come")
+    hub.put("models", "alice/model", tmp_path / "begun")  # as the Hub's page makes a repository
     done = publish(checkpoint, "alice/model")
     assert done.returncode == 0, done.stderr
     assert set(hub.names("models", "alice/model")) == SHARED | CODE[preset] | {"model.safetensors"}
