@@ -179,10 +179,11 @@ class TestRun:
         monkeypatch.setattr(
             train.AveragedModel, "update_parameters", lambda self, model: moved.append(1) or update(self, model)
         )
-        folder = run("--epochs", "1", "--gradient_accumulation_steps", "3")
-        (state,) = (folder / "checkpoints").iterdir()
-        assert len(moved) == math.ceil(int(state.name.removeprefix("step_")) / 3)
-        assert read_log(folder)[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
+        folder = run("--epochs", "2", "--gradient_accumulation_steps", "3", "--warmup_ratio", "0.5")
+        batches = int(min((folder / "checkpoints").iterdir()).name.removeprefix("step_"))
+        assert len(moved) == 2 * math.ceil(batches / 3)
+        rates = [row["learning_rate"] for row in read_log(folder)]
+        assert rates == pytest.approx([0.001, 0], abs=1e-9), "at the end of warm-up, and of all"
 
     def test_only_the_newest_states_are_kept(self, run):
         folder = run("--checkpoint_minutes", "0", "--keep_checkpoints", "3")
