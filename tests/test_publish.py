@@ -4,10 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from tiny_models import randomized, tiny_model
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
@@ -229,6 +231,13 @@ def test_without_a_network_nothing_is_lost(checkpoint, monkeypatch):
     with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
         upload_folder(checkpoint, "alice/model", mark="config.json")
     assert "cannot be reached" in explain(ConnectionError("refused"))
+
+
+def test_a_refusal_of_one_file_is_explained_as_one():
+    response = httpx.Response(403, request=httpx.Request("PUT", "https://huggingface.co/upload"))
+    failed = RuntimeError("Error while uploading 'model.safetensors' to the Hub.")
+    failed.__cause__ = HfHubHTTPError("Forbidden", response=response)
+    assert "this token may not write there" in explain(failed)
 
 
 def test_an_incomplete_checkpoint_is_not_published(checkpoint, monkeypatch):
