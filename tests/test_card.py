@@ -157,12 +157,14 @@ def test_command_gives_the_launchers_precision_to_the_launcher(tmp_path, precisi
 
 def test_trained_patients_are_no_measurement(copied, real_results, tmp_path):
     run = make_run(tmp_path / "run", train=VALIDATED, validation=TRAINED)
-    later = make_run(tmp_path / "later", {"init_from": str(run / "best")}, validation=TRAINED)
+    later = make_run(tmp_path / "later", {"init_from": str(tmp_path / "chosen" / "last")}, validation=TRAINED)
     for runs in ([run], [run, later]):
         write_card(copied, results=[real_results], runs=runs)
         assert "2 of them were **trained on**" in (copied / "README.md").read_text()
     write_card(copied, results=[real_results], runs=[make_run(tmp_path / "chosen"), later])
-    assert "chose the epoch" in (copied / "README.md").read_text()
+    text = " ".join((copied / "README.md").read_text().split())
+    assert "none was trained on, but they chose the epoch" in text
+    assert "not recorded here" not in text
 
 
 def test_runs_that_follow_each_other_add_up(copied, tmp_path):
@@ -229,14 +231,18 @@ def test_what_a_model_came_from_is_not_claimed_to_be_free_or_unseen(copied, real
     assert "What `checkpoints/unet-5level` had been trained on is not recorded here." in text
 
 
-def test_scores_of_averaged_views_or_some_patients_are_said_to_be_so(copied, real_results):
+def test_how_scores_came_about_is_said(copied, real_results):
     write_card(copied, results=[real_results])
     assert "averages over" not in (copied / "README.md").read_text()
     assert "the first" not in (copied / "README.md").read_text()
+    assert "temperature" not in (copied / "README.md").read_text()
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"temperature": 1.25}))
     real_results.write_text(json.dumps(json.loads(real_results.read_text()) | {"views": 2, "limit": 2}))
     write_card(copied, results=[real_results])
     assert "averages over 2 views" in " ".join((copied / "README.md").read_text().split())
     assert "| validation, the first 2 |" in (copied / "README.md").read_text()
+    assert "divided by a temperature of 1.25" in " ".join((copied / "README.md").read_text().split())
     assert ModelCard.load(copied / "README.md").data.eval_results[0].dataset_args["views"] == 2
 
 

@@ -227,12 +227,8 @@ class TestSampler:
             epochs.append(rows_of(first))
             assert epochs[-1] == rows_of(second)
         assert epochs[0] != epochs[1]
-        in_order = StreamedBatchSampler(train, 1, **SETTINGS | {"batch_size": 1})
-        turns = []
-        for epoch in range(2):
-            in_order.seek(epoch)
-            turns.append(list(dict.fromkeys(train.row_groups[np.concatenate(rows_of(in_order))])))
-        assert turns[0] != turns[1], "patients come in the same order"
+        begin, again = (set(train.row_groups[np.concatenate(batches[: len(batches) // 4])]) for batches in epochs)
+        assert len(begin & again) < 0.7 * len(begin), "patients come in the same order"
         assert rows_of(StreamedBatchSampler(train, 20, **SETTINGS | {"seed": 4})) != epochs[0]
 
     def test_an_interrupted_epoch_goes_on_where_it_stopped_without_reading_all(self, train, monkeypatch):
@@ -281,7 +277,8 @@ class TestSampler:
         sampler = StreamedBatchSampler(train, 40, **SETTINGS | {"image_size": 256, "batch_size": 4})
         batches = rows_of(sampler)
         areas = [np.prod(sampler.crop_size(batch)) for batch in batches]
-        assert {-1, 1} <= set(np.sign(np.diff(areas[: sampler.GROUP]))), "sorted by size"
+        heads = [sampler.head_sizes[batch].prod(axis=1).mean() for batch in batches[: sampler.GROUP]]
+        assert heads != sorted(heads)
         mixed = np.random.default_rng(0).permutation(np.concatenate(batches)).reshape(-1, 4)
         assert np.mean(areas) < np.mean([np.prod(sampler.crop_size(batch)) for batch in mixed])
 
