@@ -195,6 +195,7 @@ class TestRun:
     def test_stops_early(self, run, monkeypatch):
         scores = iter([0.5, 0.6, 0.55, 0.6, 0.9])
         monkeypatch.setattr(train, "validation_scores", lambda *_: {"validation_dice_mean": next(scores)})
+        monkeypatch.setattr(RunFolder, "write_figure", lambda *_: None)
         folder = run("--epochs", "10", "--patience", "2", "--validate_every", "2")
         assert [row.get("validation_dice_mean") for row in read_log(folder)][1::2] == [0.5, 0.6, 0.55, 0.6]
         assert json.loads((folder / "best" / "metrics.json").read_text())["epoch"] == 4
