@@ -19,8 +19,11 @@ def tab() -> Sessions:
     return tab
 
 
-@pytest.mark.parametrize("leave", [lambda tab: tab.change(ANNA, ["latter"]), lambda tab: tab.close(ANNA)])
-def test_work_on_former_files_ends_at_whatever_it_does_next(tab, leave):
+@pytest.mark.parametrize(
+    ("leave", "error"),
+    [(lambda tab: tab.change(ANNA, ["latter"]), Outdated), (lambda tab: tab.close(ANNA), InputError)],
+)
+def test_work_on_former_files_ends_at_whatever_it_does_next(tab, leave, error):
     work, preview = tab.begin(ANNA, ["former"]), tab.begin_preview(ANNA, ["former"])
     watched = work.watch(no_progress)
     tab.change(BERT, ["his"])  # which is nothing to the others
@@ -28,7 +31,7 @@ def test_work_on_former_files_ends_at_whatever_it_does_next(tab, leave):
     watched(0.1, desc="")
     leave(tab)
     for proceed in (work.check, work.finish, preview.finish_preview, lambda: watched(0.5, desc="")):
-        with pytest.raises(Outdated):
+        with pytest.raises(error):
             proceed()
 
 
