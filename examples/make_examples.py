@@ -3,6 +3,7 @@
 python -m examples.make_examples
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from hub_dataset.phantom import phantom_volume
 NUM_SLICES = 24
 
 
-def main(folder: Path = Path(__file__).parent) -> None:
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(argv)
+    folder = Path(__file__).parent
     slices, area = head(1)
     save(slices[area.argmax()], folder / "lesion.png")
     slices, area = head(7)

@@ -35,6 +35,7 @@ SMALL = ["--batch_size", "999", "--image_size", "32", "--num_workers", "0", "--t
         ("benchmarks.space_load", ["--url", "http://127.0.0.1:9"], "no server of app.py answers at http://127.0.0.1:9"),
         ("benchmarks.compare_timm", ["--weights", "nowhere.pth"], "there is no file nowhere.pth"),
         ("benchmarks.compare_timm", [], "--help says where this runs"),
+        ("examples.make_examples", ["somewhere"], "unrecognized arguments: somewhere"),
         ("examples.make_figure", ["--checkpoint", "./nowhere"], "The checkpoint './nowhere' cannot be loaded"),
         ("examples.make_figure", ["--output", "{file}/figure.png"], "exists"),
         ("examples.trainer", ["--dataset", "./nowhere"], "no dataset folder './nowhere'"),
