@@ -112,6 +112,16 @@ def test_a_graph_that_differs_is_not_kept_and_an_older_file_stays(small_unet, tm
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_graph_that_onnx_runtime_cannot_compute_is_not_kept(small_unet, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise Exception("Concat of 64 and 63")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(RuntimeError, match=r"cannot compute the graph \(Concat of .*not kept.*torch \(from 2.10 on\)"):
+        export_onnx(small_unet, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_known_by_their_architecture(name):
     assert preset_name(preset_config(name, loss="dice")) == name
