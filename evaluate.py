@@ -35,6 +35,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from hub_dataset.loading import load_split
 from hub_dataset.patients import COLUMNS, Patient, group_by_patient, read_patient
+from modeling.command_line import command_parser
 from modeling.commands import add_inference_arguments, load_checkpoint
 from modeling.cores import use_cores
 from modeling.files import write_atomically
@@ -289,7 +290,7 @@ def plot_result(result: EvaluationResult):
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a saved model's folder, or USER/NAME on the Hub")
     parser.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
     parser.add_argument("--split", default="validation", help="train, validation or test")

@@ -28,6 +28,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from modeling.command_line import command_parser
 from modeling.commands import add_inference_arguments, load_checkpoint
 from modeling.cores import use_cores
 from modeling.dicom_segmentation import DicomSegmentationError, write_dicom_segmentation
@@ -49,7 +50,7 @@ TABLE = (
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("patients", nargs="+", type=Path, metavar="PATIENT", help="a folder or a file, one per patient")
     parser.add_argument("--checkpoint", required=True, help="a saved model's folder, or USER/NAME on the Hub")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="made where it does not exist")

@@ -12,7 +12,6 @@ without the class token on both sides. The last lines say how much the class tok
 have.
 """
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from modeling import build_model
+from modeling.command_line import command_parser
 from modeling.modeling_transunet import to_grid
 from modeling.pretrained import initialize_from
 
@@ -56,7 +56,7 @@ class Comparison:
 
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "benchmarks.compare_timm")
     parser.add_argument("--weights", help="checkpoint of that model to compare on: a file that timm can read")
     args = parser.parse_args(argv)
     if args.weights and not Path(args.weights).is_file():

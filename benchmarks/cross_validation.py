@@ -13,7 +13,6 @@ interrupted goes on where it stood. Prints tables in Markdown, for all channels 
   and of the patients in three equal groups by the volume of the lesion, as the reader outlined it.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -28,6 +27,7 @@ from hub_dataset.folds import split_by_fold
 from hub_dataset.loading import load_splits
 from hub_dataset.splits import institution_of
 from modeling.card_inputs import TrainingRun
+from modeling.command_line import command_parser
 from modeling.inference import load_model
 from modeling.metrics import VolumeScores
 from modeling.predictions import PredictionStore, model_fingerprint
@@ -106,7 +106,7 @@ def groups_of(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "benchmarks.cross_validation")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of train.py --folds")
     parser.add_argument("--dataset", required=True, help="what the runs were trained on: a folder, or USER/NAME")
     parser.add_argument("--predictions", required=True, type=Path, help="folder to keep probabilities in")

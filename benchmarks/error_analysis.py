@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from hub_dataset.patients import Patient, read_patient
 from modeling.brain_region import brain_region
+from modeling.command_line import command_parser
 from modeling.image_processing_brain_mri import FLAIR, BrainMRIImageProcessor, normalize_intensities, to_channels
 from modeling.metrics import VolumeScores, score_volume, slice_dice
 from modeling.postprocessing import fill_holes, largest_component, mask_from_probabilities
@@ -61,10 +62,10 @@ VARIANTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "benchmarks.error_analysis")
     parser.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
     parser.add_argument("--predictions", nargs="+", type=Path, required=True, help="folders from evaluate.py")
-    parser.add_argument("--split", default="validation")
+    parser.add_argument("--split", default="validation", help="train, validation or test")
     parser.add_argument(
         "--no_extend", action="store_true", help="groups of slices: outlines as the threshold gave them"
     )

@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.arguments import at_least
 from modeling import build_model
+from modeling.command_line import command_parser
 
 PRESETS = ("transunet-conv", "transunet-r50-vit-b16")
 SIZE = 256  # pixels
@@ -47,8 +48,8 @@ def measure(preset: str, work: str, batch_size: int, gradient_checkpointing: boo
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_size", type=at_least(1), default=2)
+    parser = command_parser(__doc__, "benchmarks.large_models_memory")
+    parser.add_argument("--batch_size", type=at_least(1), default=2, help="slices per step")
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--limit", type=float, default=12.0, help="GB")
     parser.add_argument("--only", nargs=2, metavar=("PRESET", "WORK"), help=argparse.SUPPRESS)

@@ -34,6 +34,7 @@ from PIL import Image
 
 from benchmarks.arguments import at_least
 from hub_dataset.phantom import MIN_SLICES, phantom_volume
+from modeling.command_line import command_parser
 from modeling.image_processing_brain_mri import FLAIR, MINIMUM_SIZE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +57,7 @@ class Answer:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "benchmarks.space_load")
     parser.add_argument("--url", help="of a server that runs already; without, app.py is started on 127.0.0.1")
     parser.add_argument("--pid", type=at_least(1), help="of the server at --url, to follow its memory")
     parser.add_argument("--model", help="a name that the server offers; without, its default")

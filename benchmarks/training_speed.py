@@ -27,6 +27,7 @@ from benchmarks.arguments import at_least
 from benchmarks.machine import PeakMemory, matrix_product_rate
 from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_split, relative_head_sizes
 from modeling import PRESETS, BrainMRIImageProcessor, build_model
+from modeling.command_line import command_parser
 from modeling.image_processing_brain_mri import MINIMUM_SIZE
 from training.cost import model_of_shapes, step_cost
 from training.cpu import keep_freed_memory, memory_format_for
@@ -37,14 +38,14 @@ WARM_UP = 2  # steps: the workers start, and the kernels for the shape are chose
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "benchmarks.training_speed")
     parser.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
-    parser.add_argument("--model", default="unet-5level", choices=list(PRESETS))
+    parser.add_argument("--model", default="unet-5level", choices=list(PRESETS), help="preset")
     parser.add_argument("--image_size", type=at_least(MINIMUM_SIZE), default=256, help="pixels")
-    parser.add_argument("--batch_size", type=at_least(1), default=16)
+    parser.add_argument("--batch_size", type=at_least(1), default=16, help="slices per step")
     parser.add_argument("--steps", type=at_least(1), default=5, help="timed ones")
     parser.add_argument("--crop", action="store_true", help="crop to the head")
-    parser.add_argument("--num_workers", type=at_least(0), default=2)
+    parser.add_argument("--num_workers", type=at_least(0), default=2, help="as in train.py")
     parser.add_argument(
         "--memory_format", choices=list(MEMORY_FORMATS), help="train.py's own for the model if left out"
     )

@@ -14,7 +14,6 @@ Each folder of predictions is one model, called after the folder. Prints tables 
 - of every patient, the Dice of each model's outline with the reader's, and of the models' outlines with one another.
 """
 
-import argparse
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hub_dataset.patients import read_patient
+from modeling.command_line import command_parser
 from modeling.metrics import confusion_counts, dice
 from modeling.postprocessing import mask_from_probabilities
 
@@ -68,10 +68,10 @@ def best_dice(probabilities: Sequence[np.ndarray], truths: Sequence[np.ndarray])
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "benchmarks.upper_bounds")
     parser.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
     parser.add_argument("--predictions", nargs="+", type=Path, required=True, help="folders from evaluate.py")
-    parser.add_argument("--split", default="validation")
+    parser.add_argument("--split", default="validation", help="train, validation or test")
     args = parser.parse_args(argv)
 
     try:

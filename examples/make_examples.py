@@ -3,19 +3,19 @@
 python -m examples.make_examples
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from hub_dataset.phantom import phantom_volume
+from modeling.command_line import command_parser
 
 NUM_SLICES = 24
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "examples.make_examples")
     parser.parse_args(argv)
     folder = Path(__file__).parent
     slices, area = head(1)

@@ -3,13 +3,13 @@
 python -m examples.make_figure [--checkpoint checkpoints/transunet-small] [--output docs/figures/phantom.png]
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from hub_dataset.phantom import phantom_volume
+from modeling.command_line import command_parser
 from modeling.commands import load_checkpoint
 from modeling.inference import segment_volume
 from modeling.visualization import slice_sheet
@@ -19,9 +19,9 @@ NUM_SLICES = 24
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="checkpoints/transunet-small")
-    parser.add_argument("--output", type=Path, default=Path("docs/figures/phantom.png"))
+    parser = command_parser(__doc__, "examples.make_figure")
+    parser.add_argument("--checkpoint", default="checkpoints/transunet-small", help="a folder, or USER/NAME")
+    parser.add_argument("--output", type=Path, default="docs/figures/phantom.png", help="the picture")
     args = parser.parse_args(argv)
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)

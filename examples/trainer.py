@@ -6,7 +6,6 @@ The shortest way to a model. train.py has what makes a good one: augmentation, c
 moving average of the weights, and validation by patient.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 from hub_dataset.loading import is_empty, load_splits, pixels_of
 from modeling import PRESETS, BrainMRIImageProcessor, build_model
+from modeling.command_line import command_parser
 
 
 def train(preset: str, dataset: str, **arguments) -> Trainer:
@@ -54,12 +54,12 @@ def train(preset: str, dataset: str, **arguments) -> Trainer:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "examples.trainer")
     parser.add_argument("--model", default="unet-5level", choices=list(PRESETS), help="preset")
     parser.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--num_train_epochs", type=int, default=3)
-    parser.add_argument("--per_device_train_batch_size", type=int, default=8)
+    parser.add_argument("--num_train_epochs", type=int, default=3, help="epochs")
+    parser.add_argument("--per_device_train_batch_size", type=int, default=8, help="slices per step")
     arguments = vars(parser.parse_args(argv))
     if Path(arguments["output_dir"]).is_file():
         parser.error(f"--output_dir {arguments['output_dir']} is a file; name a folder")

@@ -7,13 +7,13 @@ within `--close` of it, and for each patience, in validations, when train.py's `
 the Dice of the model it would have kept.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from modeling.card_inputs import is_number, read_log
+from modeling.command_line import command_parser
 
 
 class Validation(NamedTuple):
@@ -55,10 +55,12 @@ def stopped(validations: Sequence[Validation], patience: int) -> tuple[Validatio
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "experiments.plateau")
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="log.jsonl of a run or a checkpoint")
     parser.add_argument("--close", type=float, default=0.01, help="what counts as no worse")
-    parser.add_argument("--patience", type=int, nargs="+", default=[1, 2], help="validations without a better one")
+    parser.add_argument(
+        "--patience", type=int, nargs="+", default=[1, 2], help="validations without a better one (default: 1 2)"
+    )
     args = parser.parse_args(argv)
     if not args.close >= 0:
         parser.error(f"--close must be at least 0, not {args.close}.")

@@ -8,7 +8,6 @@ is a 95 % bootstrap over patients. Where it does not hold 0, the change is beyon
 one training of each cannot tell how much is due to its random numbers.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.run import Score
+from modeling.command_line import command_parser
 from modeling.metrics import bootstrap_interval
 from modeling.visualization import new_figure
 
@@ -207,7 +207,7 @@ def draw(tables: Sequence[Table], folder: Path, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "experiments.report")
     parser.add_argument("--output", required=True, type=Path, help="folder that experiments.run wrote")
     titles = [table.title for table in TABLES]
     parser.add_argument("--only", nargs="+", choices=titles, default=titles, metavar="TITLE", help=", ".join(titles))

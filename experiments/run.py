@@ -24,6 +24,7 @@ from hub_dataset.folds import split_by_fold, write_splits
 from hub_dataset.loading import load_splits
 from hub_dataset.patients import group_by_patient
 from modeling.brain_region import brain_region
+from modeling.command_line import command_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDS = 4
@@ -85,7 +86,7 @@ SCORES = (
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "experiments.run")
     parser.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
     parser.add_argument("--output", required=True, type=Path, help="folder of the runs and results")
     parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS), metavar="NAME")

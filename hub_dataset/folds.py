@@ -6,7 +6,6 @@
 `train.py --folds 8 --fold 3` trains and validates on the same patients. `test` is left out.
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -17,6 +16,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from datasets.table import embed_table_storage
+
+from modeling.command_line import command_parser
 
 from .loading import load_splits
 from .splits import deal_folds
@@ -71,9 +72,7 @@ def write_parquet(split: Dataset, file: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m hub_dataset.folds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "hub_dataset.folds")
     parser.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
     parser.add_argument("--folds", required=True, type=int, metavar="K", help="folds to deal the patients to")
     parser.add_argument("--fold", required=True, type=int, metavar="N", help="the fold that validates, from 0")

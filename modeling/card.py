@@ -8,7 +8,6 @@ other, and the architecture from the checkpoint's config.json. The card is READM
 phantom are told by their patients' names and kept apart; their figure, if it lies beside the JSON, goes into the card.
 """
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from . import card_text
 from .card_inputs import PHANTOM, ImageSource, Results, TrainingRun, read_results, read_run
+from .command_line import command_parser
 from .configuration_transunet import TransUNetConfig
 from .configuration_unet import UNetConfig
 from .hub import is_repo_id
@@ -171,7 +171,7 @@ def write_card(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "modeling.card")
     parser.add_argument("checkpoint", type=Path, help="folder with config.json and weights; README.md is replaced")
     parser.add_argument("--results", type=Path, nargs="+", default=[], metavar="JSON", help="files of evaluate.py")
     parser.add_argument(

@@ -8,7 +8,6 @@ Averaging helps checkpoints that were fine-tuned from one another or from the sa
 al. 2022, arXiv 2203.05482, section 2, the uniform one); of others it gives no model of use.
 """
 
-import argparse
 import json
 import math
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor, PreTrainedModel
 
+from .command_line import command_parser
 from .inference import load_complete
 
 # Not compared: what the average takes from the first source, and where copies from the Hub have their code.
@@ -94,7 +94,7 @@ def export_checkpoint(sources: Sequence[str], folder: Path, temperature: float |
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "modeling.export")
     parser.add_argument(
         "sources", nargs="+", metavar="SOURCE", help="folder with a trained checkpoint, or USER/NAME on the Hub"
     )

@@ -8,7 +8,6 @@ processor, the source files they need, and the model card (see `modeling.card`).
 this repository, with `trust_remote_code=True`. Publishing again replaces what has changed and uploads nothing else.
 """
 
-import argparse
 import json
 import re
 import shutil
@@ -22,6 +21,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .card import CARD, FIGURE, make_card
 from .card_text import REPOSITORY
+from .command_line import command_parser
 from .hub import HubError, check_destination, upload_folder
 from .inference import load_complete
 
@@ -92,7 +92,7 @@ def stage_card(checkpoint: Path, folder: Path, repo_id: str, config: PreTrainedC
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "modeling.publish")
     parser.add_argument("checkpoint", type=Path, help="folder of a saved model")
     parser.add_argument("repo_id", metavar="USER/NAME", help="the model's repository, created where there is none")
     parser.add_argument("--private", action="store_true", help="make a new repository private; refuse a public one")

@@ -6,7 +6,6 @@
 Publishing again replaces what has changed, removes what is no longer needed and uploads nothing else.
 """
 
-import argparse
 import ast
 import re
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from huggingface_hub import RepoCard, SpaceCardData
 
+from modeling.command_line import command_parser
 from modeling.hub import HubError, check_destination, is_model, upload_folder
 
 from .handlers import LFS_POINTER_SIZE
@@ -132,7 +132,7 @@ def space_requirements(requirements: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "space.publish")
     parser.add_argument("repo_id", metavar="USER/NAME", help="the Space, created where there is none")
     parser.add_argument(
         "--model_ids",

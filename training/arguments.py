@@ -8,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from evaluate import CHANNELS
 from modeling import PRESETS
+from modeling.command_line import command_parser
 from modeling.hub import HubError, check_destination
 from modeling.image_processing_brain_mri import BrainMRIImageProcessor
 from modeling.losses import LOSSES
@@ -21,7 +22,7 @@ TEACHER_WEIGHT = 0.7
 
 def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
     """Arguments of a run; prints the error and exits with 2 where they cannot be used."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(description)
     add_run(parser.add_argument_group("run"))
     add_data(parser.add_argument_group("data"))
     add_optimization(parser.add_argument_group("optimisation"))
@@ -119,7 +120,7 @@ def add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--dry_run", action="store_true", help="print operations, steps, memory and expected duration, and stop"
     )
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--seed", type=int, default=0, help="of weights, slices and augmentation")
 
 
 def add_data(group: argparse._ArgumentGroup) -> None:
@@ -130,7 +131,7 @@ def add_data(group: argparse._ArgumentGroup) -> None:
         default=[(0.0, 256)],
         metavar="PIXELS[@PERCENT%]",
         help="length of the slice's longer side before cropping to the head, in pixels; stages such as "
-        "`128 192@60%% 256@85%%` change it after that share of the epochs",
+        "`128 192@60%% 256@85%%` change it after that share of the epochs (default: 256)",
     )
     group.add_argument(
         "--folds",
@@ -158,7 +159,7 @@ def add_data(group: argparse._ArgumentGroup) -> None:
 
 
 def add_optimization(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--loss", choices=list(LOSSES), default="dice_bce")
+    group.add_argument("--loss", choices=list(LOSSES), default="dice_bce", help="dice_bce: dice + bce")
     group.add_argument(
         "--teacher",
         metavar="CHECKPOINT",
@@ -169,20 +170,23 @@ def add_optimization(group: argparse._ArgumentGroup) -> None:
         "--teacher_weight",
         type=float,
         metavar="SHARE",
-        help=f"of the teacher in the loss ({TEACHER_WEIGHT}), from over 0 to 1, which leaves out the labels",
+        help=f"of the teacher in the loss, from over 0 to 1, which leaves out the labels (default: {TEACHER_WEIGHT})",
     )
-    group.add_argument("--epochs", type=int, default=40)
-    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
-    group.add_argument("--learning_rate", type=float, default=1e-3, help="peak of warm-up + cosine")
+    group.add_argument("--epochs", type=int, default=40, help="passes over all slices with a lesion")
+    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="with warm-up, then a cosine to zero")
+    group.add_argument("--learning_rate", type=float, default=1e-3, help="at its peak, after the warm-up")
     group.add_argument(
-        "--pretrained_lr_factor", type=float, default=0.4, help="learning rate of the weights that --init_from loaded"
+        "--pretrained_lr_factor",
+        type=float,
+        default=0.4,
+        help="of the learning rate, for the weights that --init_from loaded",
     )
-    group.add_argument("--warmup_ratio", type=float, default=0.05, help="share of the steps")
+    group.add_argument("--warmup_ratio", type=float, default=0.05, help="share of the steps until the peak")
     group.add_argument("--momentum", type=float, default=0.9, help="of SGD; AdamW's beta1")
     group.add_argument("--beta2", type=float, default=0.999, help="of AdamW")
     group.add_argument("--weight_decay", type=float, default=0.01, help="on convolutions and matrices")
     group.add_argument("--max_grad_norm", type=float, default=1.0, help="0 is off")
-    group.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    group.add_argument("--gradient_accumulation_steps", type=int, default=1, help="batches per step")
     group.add_argument(
         "--gradient_checkpointing",
         action="store_true",

@@ -8,7 +8,6 @@ the last epoch, and at the best one, which was chosen by the same patients and s
 patient, after post-processing. Folds that are still training, and those not given, are named.
 """
 
-import argparse
 import math
 import sys
 from itertools import pairwise
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from modeling.card_inputs import TrainingRun, read_json, read_run
+from modeling.command_line import command_parser
 from modeling.metrics import bootstrap_interval
 
 from .run_folder import HARMLESS
@@ -114,9 +114,7 @@ def format_summary(finished: list[TrainingRun], unfinished: list[TrainingRun]) -
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.folds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "training.folds")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of train.py --folds")
     args = parser.parse_args(argv)
     try:
