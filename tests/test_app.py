@@ -11,7 +11,6 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
@@ -32,8 +31,6 @@ from space.about_tab import Scores, read_scores, scores_table
 from space.compare_tab import describe_comparison
 from space.comparison import Comparison
 from space.components import warnings_list
-from space.handlers import Outdated
-from space.sessions import Sessions
 from space.slice_tab import EXAMPLE_NAMES, describe_result
 from space.uploads import InputError, read_slice
 from space.viewer import HEADROOM
@@ -264,24 +261,6 @@ def test_expected_faults_reach_people_and_unexpected_ones_only_the_log(caplog):
     assert error_id in caplog.text
     assert "secret path" in caplog.text
     assert "secret" not in fault.value.message
-
-
-# Whose files they are
-
-
-def test_a_run_that_ends_with_its_connection_says_so():
-    sessions, request = Sessions(), SimpleNamespace(session_hash="somebody")
-    work = sessions.begin(request, "former.nii")
-    sessions.close(request)
-    with pytest.raises(InputError, match="connection to the page was interrupted"):
-        work.finish()
-    again = sessions.begin(request, "former.nii")
-    again.check()
-    sessions.change(request, "latter.nii")
-    with pytest.raises(Outdated):
-        again.check()
-    with pytest.raises(InputError, match="files were changed"):
-        sessions.begin(request, "former.nii")
 
 
 # Models on offer

@@ -234,7 +234,7 @@ def test_without_a_network_nothing_is_lost(checkpoint, monkeypatch):
 
 
 def test_a_refusal_of_one_file_is_explained_as_one():
-    response = httpx.Response(403, request=httpx.Request("PUT", "https://huggingface.co/upload"))
+    response = httpx.Response(403, request=httpx.Request("PUT", "http://127.0.0.1/upload"))
     failed = RuntimeError("Error while uploading 'model.safetensors' to the Hub.")
     failed.__cause__ = HfHubHTTPError("Forbidden", response=response)
     assert "this token may not write there" in explain(failed)

@@ -20,10 +20,13 @@ def tab() -> Sessions:
 
 
 @pytest.mark.parametrize(
-    ("leave", "error"),
-    [(lambda tab: tab.change(ANNA, ["latter"]), Outdated), (lambda tab: tab.close(ANNA), InputError)],
+    ("leave", "error", "text"),
+    [
+        (lambda tab: tab.change(ANNA, ["latter"]), Outdated, "^$"),
+        (lambda tab: tab.close(ANNA), InputError, "connection to the page was interrupted"),
+    ],
 )
-def test_work_on_former_files_ends_at_whatever_it_does_next(tab, leave, error):
+def test_work_on_former_files_ends_at_whatever_it_does_next(tab, leave, error, text):
     work, preview = tab.begin(ANNA, ["former"]), tab.begin_preview(ANNA, ["former"])
     watched = work.watch(no_progress)
     tab.change(BERT, ["his"])  # which is nothing to the others
@@ -31,8 +34,9 @@ def test_work_on_former_files_ends_at_whatever_it_does_next(tab, leave, error):
     watched(0.1, desc="")
     leave(tab)
     for proceed in (work.check, work.finish, preview.finish_preview, lambda: watched(0.5, desc="")):
-        with pytest.raises(error):
+        with pytest.raises(error, match=text):
             proceed()
+    tab.begin(ANNA, ["latter"]).finish()
 
 
 def test_what_begins_with_former_files_is_told_or_passed_over(tab):
