@@ -43,7 +43,8 @@ def read_image(source: str | os.PathLike | Image.Image) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not an image, a damaged image, several pages, or 16 bits per channel with transparency.
+        ValueError: not an image, a damaged file, one that Pillow takes for too large, several pages, or 16 bits per
+            channel with transparency. (A damaged PIL image raises what Pillow does when its pixels are loaded.)
     """
     if not isinstance(source, Image.Image):
         if not Path(source).is_file():
@@ -53,7 +54,9 @@ def read_image(source: str | os.PathLike | Image.Image) -> np.ndarray:
                 return read_image(image)
         except UnidentifiedImageError:
             raise ValueError(f"{Path(source).name!r} is not an image that Pillow can read. {ACCEPTED}") from None
-        except (OSError, SyntaxError) as error:
+        except Image.DecompressionBombError:
+            raise ValueError(f"{Path(source).name!r} has more pixels than Pillow reads. {ACCEPTED}") from None
+        except (OSError, EOFError, SyntaxError, TypeError, KeyError) as error:  # all from Pillow's decoders
             raise ValueError(f"{Path(source).name!r} is damaged: {error}. Export it again.") from error
     if getattr(source, "n_frames", 1) > 1:
         raise ValueError(f"The image has {source.n_frames} pages or frames. {ACCEPTED}")
@@ -127,8 +130,10 @@ def to_channels(image: np.ndarray) -> np.ndarray:
         raise ValueError(f"The image is {height}x{width} pixels, too small to segment. {ACCEPTED}")
     if image.dtype.kind not in "uif":
         raise ValueError(f"The image has the dtype {image.dtype}; intensities must be integers or floats. {ACCEPTED}")
-    image = image.astype(np.float32)
-    if not np.isfinite(image).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        image = image.astype(np.float32)
+        extent = np.ptp(image)  # of two finite intensities it may be beyond float32, too
+    if not np.isfinite(extent):
         raise ValueError(
             "The image contains NaN or infinite intensities, or some beyond float32. Replace them, for instance by "
             "zero, first."

@@ -161,6 +161,7 @@ def segment_slice(
         threshold: probability in (0, 1) from which a pixel counts as lesion.
 
     Raises:
+        FileNotFoundError: no such image file.
         ValueError: an image that the processor refuses, or a threshold outside (0, 1).
     """
     check_threshold(threshold)

@@ -303,6 +303,7 @@ class TestErrors:
             (np.zeros((64, 64)), "constant"),
             (np.full((64, 64), np.nan), "NaN"),
             (np.where(np.eye(64), np.inf, 0.0), "NaN or infinite"),
+            (np.where(np.eye(64), 3e38, -3e38), "beyond float32"),
             (np.zeros((64, 64, 2)), r"shape \(64, 64, 2\)"),
             (np.zeros((64, 64, 4)), r"shape \(64, 64, 4\)"),
             (np.zeros(64), r"shape \(64,\)"),
@@ -357,6 +358,18 @@ class TestErrors:
             pixel_values(pages)
         with pytest.raises(FileNotFoundError, match=r"none\.png"):
             pixel_values(tmp_path / "none.png")
+
+    def test_files_on_which_pillow_raises_other_errors_are_named(self, tmp_path, head, monkeypatch):
+        path = tmp_path / "slice.tif"
+        Image.fromarray(head).save(path, save_all=True, append_images=[Image.fromarray(head)])
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])  # without the second page's header
+        with pytest.raises(ValueError, match=r"'slice\.tif' is damaged"):
+            pixel_values(path)
+        path.write_bytes(whole)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        with pytest.raises(ValueError, match=r"'slice\.tif' has more pixels than Pillow reads"):
+            pixel_values(path)
 
 
 def test_settings_survive_saving(head, tmp_path):
