@@ -210,7 +210,8 @@ def directory_size(path: Path) -> int | None:
 
 def archive_files(archive: zipfile.ZipFile, archive_name: str) -> Iterator[InputFile]:
     """The members of an archive that are no litter of the system that made it."""
-    members = [member for member in archive.infolist() if not member.is_dir()]
+    # Not `is_dir`, which some versions of Python cannot ask of a member without a name.
+    members = [member for member in archive.infolist() if not member.filename.endswith("/")]
     total = sum(member.file_size for member in members)
     if len(members) > MAX_FILES or total > MAX_BYTES:
         raise VolumeFileError(

@@ -25,6 +25,13 @@ def test_an_archive_that_names_files_outside_itself_is_refused(tmp_path, name):
     assert list(tmp_path.iterdir()) == [tmp_path / "slices.zip"]
 
 
+def test_an_archive_with_a_member_without_a_name_is_refused(tmp_path):
+    path = save_zip(tmp_path / "slices.zip", {"x.png": b"\x89PNG"})
+    path.write_bytes(path.read_bytes().replace(b"x.png", b"\0.png"))  # the name ends at the zero
+    with pytest.raises(VolumeFileError, match="names a file outside itself"):
+        read_volume([path])
+
+
 def test_an_archive_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch):
     path = tmp_path / "bomb.zip"
     with (
