@@ -132,7 +132,7 @@ class PredictionStore:
             with np.load(self._path(name)) as file:
                 volume = str(file["volume"])
                 file["probabilities"]  # checks that they are whole
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
             logger.warning("%s is damaged; it is computed again.", self._path(name))
             return False
         if volume != volume_fingerprint(slices):

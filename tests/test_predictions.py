@@ -106,7 +106,10 @@ def test_what_is_damaged_is_computed_again_and_a_damaged_record_is_named(tmp_pat
     with pytest.raises(ValueError, match="other images"):
         store.holds("a", slices.view(np.int64))
     kept = (tmp_path / "a.npz").read_bytes()
-    for damaged in (kept[:100], kept[:-200], b"", kept[:400] + bytes(20) + kept[420:]):
+    method = kept.index(b"PK\x01\x02") + 10
+    unknown_method = kept[:method] + b"\xff\xff" + kept[method + 2 :]
+    encrypted = kept[: method - 2] + b"\1" + kept[method - 1 :]
+    for damaged in (kept[:100], kept[:-200], b"", kept[:400] + bytes(20) + kept[420:], unknown_method, encrypted):
         (tmp_path / "a.npz").write_bytes(damaged)
         assert not store.holds("a", slices)
     (tmp_path / "made_with.json").write_text("")
