@@ -272,7 +272,7 @@ def _decode(file: Path, content: bytes, mode: str) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as image:
             frames, found = getattr(image, "n_frames", 1), image.mode
             pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, EOFError, SyntaxError, TypeError, ValueError, KeyError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as an image ({error}); restore it from the archive") from error
     if frames != 1:
         raise ValueError(f"{file} holds {frames} images; expected one")

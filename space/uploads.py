@@ -194,7 +194,7 @@ def decode(path: Path) -> np.ndarray:
         raise InputError(f"The file is {describe(path)}. {ACCEPTED} {VOLUMES}") from None
     except Image.DecompressionBombError:  # Pillow's own limit, far above ours
         raise InputError(f"The image has more than {MAX_PIXELS:,} pixels, which is too large. {ACCEPTED}") from None
-    except (OSError, EOFError, SyntaxError, TypeError, ValueError) as error:  # all of these come from Pillow's decoders
+    except (OSError, EOFError, SyntaxError, TypeError, ValueError, KeyError) as error:  # all from Pillow's decoders
         raise InputError(
             f"The image is damaged or incomplete ({error}). Export the slice again and upload the new file."
         ) from None

@@ -133,6 +133,13 @@ def several_images_in_a_file(folder):
     return rf"{PATIENT}_10\.tif holds 2 images"
 
 
+def several_images_cut_off(folder):
+    file = folder / f"{PATIENT}_10.tif"
+    several_images_in_a_file(folder)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    return rf"{PATIENT}_10\.tif cannot be read as an image"
+
+
 def slice_of_another_patient(folder):
     (folder / f"{PATIENT}_2.tif").rename(folder / f"{OTHER_PATIENT}_2.tif")
     return rf"{OTHER_PATIENT}_2\.tif is not named as a slice of this patient"
@@ -240,6 +247,7 @@ FAULTS = [
     not_an_image,
     truncated_image,
     several_images_in_a_file,
+    several_images_cut_off,
     slice_of_another_patient,
     slice_zero,
     slice_number_that_is_a_date,

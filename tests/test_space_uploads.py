@@ -76,6 +76,12 @@ def two_pages() -> bytes:
     return buffer.getvalue()
 
 
+def odd_second_page() -> bytes:
+    entry = b"\x03\x01\x03\x00\x01\x00\x00\x00"  # 259, compression: one short
+    before, _, after = two_pages().rpartition(entry)
+    return before + entry + b"\x98\x87" + after[2:]  # JPEG 2000
+
+
 def transparent() -> bytes:
     image = Image.fromarray(make_slice()).convert("RGBA")
     image.putalpha(100)
@@ -99,6 +105,7 @@ UNUSABLE = {
     "constant": ("constant.png", np.full((64, 64), 80, np.uint8), "constant"),
     "nan": ("nan.tif", nan_slice(), "NaN"),
     "pages": ("pages.tif", two_pages(), "2 pages"),
+    "odd second page": ("pages.tif", odd_second_page(), "damaged or incomplete"),
     "transparent": ("alpha.png", transparent(), "transparency"),
     "cmyk": ("cmyk.jpg", image_bytes(make_slice(), "CMYK", "JPEG"), "4 channels of the colour space CMYK"),
     "black and white": ("bilevel.png", image_bytes(make_slice()[..., 1], "1"), "black and white"),
