@@ -158,6 +158,15 @@ def numbers(header, keyword: str, count: int) -> np.ndarray | None:
     return found if np.isfinite(found).all() else None
 
 
+def positive_number(header, keyword: str) -> float | None:
+    """A header's number, None where it is missing, no number, or not above zero."""
+    try:
+        number = float(header.get(keyword))
+    except (TypeError, ValueError):  # several, or a decimal comma
+        return None
+    return number if 0 < number < np.inf else None
+
+
 def read_scan(name: str, instances: Sequence[Instance]) -> Scan:
     """One series, (S, H, W): integers as stored, or float32 where the headers scale them.
 
@@ -237,9 +246,9 @@ def locate(name: str, instances: Sequence[Instance]) -> tuple[list[Instance], np
     no_spacing = ""
     if len(instances) == 1:
         header = instances[0].header
-        gap = float(header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 0)
-        step = normal * (gap if gap > 0 else 1)
-        no_spacing = "" if gap > 0 else "its DICOM header does not give the slice's thickness"
+        gap = positive_number(header, "SpacingBetweenSlices") or positive_number(header, "SliceThickness")
+        step = normal * (gap or 1)
+        no_spacing = "" if gap else "its DICOM header does not give the slice's thickness"
     else:
         if gaps.min() < SAME_POSITION:
             index = int(gaps.argmin())

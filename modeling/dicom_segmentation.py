@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .dicom_files import UNEVEN
+from .dicom_files import UNEVEN, positive_number
 from .volume_geometry import Geometry
 
 MANUFACTURER = "lgg-segmentation"
@@ -86,7 +86,8 @@ def write_dicom_segmentation(
         first.setdefault(keyword, "")
     for header in headers:  # which may differ by rounding
         header.ImageOrientationPatient = first.ImageOrientationPatient
-    first.SliceThickness = first.get("SliceThickness") or float(np.linalg.norm(geometry.affine[:3, 2]))
+    if not positive_number(first, "SliceThickness"):
+        first.SliceThickness = float(np.linalg.norm(geometry.affine[:3, 2]))
     set_spacing_between_slices(first, headers)
     algorithm = hd.AlgorithmIdentificationSequence(
         name=long_string(model),

@@ -267,6 +267,21 @@ def test_one_slice_is_as_thick_as_its_header_says(tmp_path, attributes, thicknes
         assert volume.spacing == pytest.approx((thickness, *SPACING[1:]))
 
 
+@pytest.mark.parametrize("value", [b"1,5 ", b"5\\5 ", b"abc ", b"-5.0"])
+def test_a_thickness_that_is_no_number_is_taken_as_missing(tmp_path, value):
+    files = save_dicom(tmp_path, FLAIR)
+    for file in files:
+        element = b"\x18\x00\x50\x00DS\x04\x00"
+        before, _, after = file.read_bytes().partition(element)
+        file.write_bytes(before + element + value + after[4:])
+    volume = read_volume(files[:1])
+    assert volume.spacing is None
+    assert "thickness" in volume.no_spacing
+    segmentation = segmentation_of(tmp_path / "seg.dcm", head().mask, read_volume(files))
+    measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SliceThickness == pytest.approx(SPACING[0])
+
+
 @pytest.mark.parametrize("spacing", [None, [0.0, 0.0]])
 def test_without_the_distance_between_pixels_there_is_no_spacing(tmp_path, spacing):
     volume = read_volume(save_dicom(tmp_path, FLAIR, PixelSpacing=spacing))
