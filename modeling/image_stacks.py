@@ -9,9 +9,9 @@ from itertools import islice, pairwise, starmap
 import numpy as np
 from PIL import Image
 
-from .image_processing_brain_mri import has_transparency, raw_mode, read_image
+from .image_processing_brain_mri import count_pages, has_transparency, raw_mode, read_image
 from .input_files import InputFile, VolumeFileError
-from .scans import MAX_SIDE, Scan, check_intensities, check_size
+from .scans import LIMITS, MAX_SIDE, MAX_SLICES, Scan, check_intensities, check_size
 from .volume_geometry import Geometry
 
 NO_SPACING = "image files do not give it"
@@ -104,7 +104,9 @@ def read_pages(file: InputFile, mask: bool = False) -> list[np.ndarray]:
     pages = []
     try:
         with Image.open(data, formats=("PNG", "JPEG", "TIFF")) as image:
-            count = getattr(image, "n_frames", 1)
+            count = count_pages(image, MAX_SLICES + 1)
+            if count > MAX_SLICES:
+                raise VolumeFileError(f"{file.name!r} has over {MAX_SLICES} pages, which is too large: {LIMITS}")
             for index in range(count):
                 image.seek(index)
                 if not (mask and image.mode == "1"):

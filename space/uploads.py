@@ -214,12 +214,12 @@ def describe(path: Path) -> str:
 
 def check_header(image: Image.Image, raw_mode: str) -> None:
     """Refuse what would be too much, or not MR intensities, once decoded; `raw_mode` is how its samples are read."""
-    from modeling.image_processing_brain_mri import has_transparency
+    from modeling.image_processing_brain_mri import count_pages, has_transparency
 
     if image.width * image.height > MAX_PIXELS:
         raise InputError(f"The image has {image.width}×{image.height} pixels, which is too large. {ACCEPTED}")
-    if getattr(image, "n_frames", 1) > 1:
-        raise InputError(f"The file has {image.n_frames} pages. Save the page with the slice by itself. {ACCEPTED}")
+    if count_pages(image, 2) > 1:
+        raise InputError(f"The file has several pages. Save the page with the slice by itself. {ACCEPTED}")
     if image.mode == "1":
         raise InputError(f"The image is black and white only (1 bit per pixel), so it has no intensities. {ACCEPTED}")
     if has_transparency(image, raw_mode):

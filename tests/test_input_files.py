@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 from volume_samples import head, save_dicom, save_nifti, save_pages, save_slices, save_zip
 
 from modeling import input_files, scans
@@ -91,6 +92,16 @@ def test_two_thousand_slices_are_refused_before_all_are_decoded(tmp_path, monkey
     paths = save_slices(tmp_path, head().slices)
     with pytest.raises(VolumeFileError, match=r"_\*' has 12 slices of 64×48 pixels, which is too large"):
         read_volume(paths)
+
+
+def test_of_a_tiff_no_more_pages_are_looked_at_than_are_read(tmp_path, monkeypatch):
+    path = save_pages(tmp_path / "stack.tif", np.resize(head().slices[..., FLAIR], (scans.MAX_SLICES + 50, 32, 32)))
+    seen = []
+    seek = TiffImageFile._seek
+    monkeypatch.setattr(TiffImageFile, "_seek", lambda self, page: seen.append(page) or seek(self, page))
+    with pytest.raises(VolumeFileError, match=r"'stack\.tif' has over 400 pages, which is too large"):
+        read_volume([path])
+    assert max(seen) == scans.MAX_SLICES
 
 
 def test_a_hundred_megapixel_page_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
