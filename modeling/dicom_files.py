@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .input_files import InputFile, VolumeFileError
+from .input_files import MAX_NAME, InputFile, VolumeFileError
 from .scans import Scan, check_intensities, check_size, describe_plane
 from .volume_geometry import Geometry
 
@@ -101,7 +101,7 @@ def read_header(file: InputFile) -> Instance | str:
             columns=columns,
             patient=str(header.get("PatientID") or header.get("PatientName") or ""),
             series=str(header.get("SeriesInstanceUID") or ""),
-            description=description.replace("/", " ").strip(),
+            description=description.replace("/", " ").strip()[:MAX_NAME],
             number=int(header.get("InstanceNumber") or 0),
             position=position,
             orientation=None if directions is None else directions.reshape(2, 3),

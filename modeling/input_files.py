@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 MAX_FILES = 2000  # chosen together or in one archive: three sequences of 400 slices, with masks
 MAX_BYTES = 600_000_000  # of all files together, once unpacked
 MAX_DIRECTORY_BYTES = MAX_FILES * 512  # of a zip's list of members, which is read whole before it can be counted
+MAX_NAME = 255  # characters, as on disk; longer ones take long to look through for a sequence
 HEADER_BYTES = 540  # a NIfTI-2 header, the longest that tells a kind
 
 ACCEPTED = (
@@ -225,6 +226,11 @@ def archive_files(archive: zipfile.ZipFile, archive_name: str) -> Iterator[Input
             raise VolumeFileError(
                 f"The archive {archive_name!r} names a file outside itself ({name[:80]!r}), which is not read. Make "
                 f"the archive again, from the folder itself."
+            )
+        if len(longest := max(parts, key=len)) > MAX_NAME:
+            raise VolumeFileError(
+                f"The archive {archive_name!r} holds a name of {len(longest):,} characters ({longest[:40]!r}…); at "
+                f"most {MAX_NAME} are read. Rename it, and make the archive again."
             )
         if is_litter(parts):
             continue

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
+from pydicom import dcmread
 from volume_samples import head, save_dicom, save_nifti, save_pages, save_slices, save_zip
 
 from modeling import input_files, scans
@@ -31,6 +32,26 @@ def test_an_archive_with_a_member_without_a_name_is_refused(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"x.png", b"\0.png"))  # the name ends at the zero
     with pytest.raises(VolumeFileError, match="names a file outside itself"):
         read_volume([path])
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "t1" * 30_000, f"case/{'t1' * 30_000}/slice"])
+def test_an_archive_with_an_endless_name_is_refused(tmp_path, name):
+    with pytest.raises(VolumeFileError, match=r"holds a name of [\d,]+ characters"):
+        read_volume([save_zip(tmp_path / "slices.zip", {f"{name}.png": b"\x89PNG"})])
+
+
+def test_an_endless_description_of_a_series_is_cut(tmp_path):
+    for name in ("FLAIR", "T2"):
+        (tmp_path / name).mkdir()
+        files = save_dicom(tmp_path / name, head().slices[..., FLAIR], description=name)
+    for file in files:
+        header = dcmread(file)
+        del header.SeriesDescription
+        header.add_new("SeriesDescription", "UT", "T2 " + "t1" * 5000)
+        header.save_as(file)
+    (warning,) = read_volume(tmp_path).warnings
+    assert warning.startswith("Left out, being neither FLAIR nor T1 by name: 'T2 t1t1")
+    assert len(warning) < 400
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch):
