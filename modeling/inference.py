@@ -20,6 +20,7 @@ from threading import Barrier
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from scipy import ndimage
 from scipy.special import expit, logit
@@ -104,7 +105,8 @@ def load_complete(name_or_path: str | Path, **options) -> PreTrainedModel:
 
     Raises:
         OSError: no checkpoint under that name.
-        ValueError: its weights are damaged, missing or left over, or it is of another kind.
+        ValueError: its weights are damaged, missing or left over, its config.json is not valid, or it is of another
+            kind.
     """
     try:
         model, report = AutoModelForSemanticSegmentation.from_pretrained(
@@ -115,6 +117,8 @@ def load_complete(name_or_path: str | Path, **options) -> PreTrainedModel:
             f"The weights in {name_or_path} are damaged, cut off, or a pointer of Git LFS ({error}). "
             "Fetch them again, a clone's with `git lfs pull`."
         ) from error
+    except StrictDataclassError as error:
+        raise ValueError(f"The config.json of {name_or_path} is not valid. {' '.join(str(error).split())}") from error
     wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     if wrong:
         described = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}" for kind, names in wrong.items())

@@ -1,5 +1,6 @@
 """Slices and volumes through model and processor."""
 
+import json
 import multiprocessing
 import threading
 import time
@@ -396,3 +397,16 @@ def test_load_model_gives_a_ready_float32_model(tiny_unet, processor, tmp_path):
     assert not model.training
     assert loaded_processor.size_divisor == 4
     assert segment_slice(model, loaded_processor, make_volume()[0][3]).mask.shape == (90, 75)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("temperature", 0, "temperature must be positive"), ("decoder_depth", "two", "'decoder_depth' expected int")],
+)
+def test_a_config_that_is_not_valid_is_named(tiny_unet, processor, tmp_path, field, value, message):
+    tiny_unet.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {field: value}))
+    with pytest.raises(ValueError, match=rf"config\.json of .* is not valid\. .*{message}"):
+        load_model(str(tmp_path))
