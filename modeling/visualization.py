@@ -219,7 +219,7 @@ def slice_sheet(
         reference = None if references is None else references[i]
         ax.imshow(draw_outline(images[i], masks[i], reference=reference, scale=4, width=4), interpolation="antialiased")
         if titles is not None:
-            ax.set_title(titles[i], fontsize=8)
+            ax.set_title(titles[i], fontsize=8, parse_math=False)
     lines = [("prediction", PREDICTION_COLOR), ("reference", REFERENCE_COLOR)][: 1 if references is None else 2]
     handles = [Line2D([], [], color=np.divide(color, 255), linewidth=2.5, label=label) for label, color in lines]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
@@ -281,7 +281,7 @@ def plot_dice_per_patient(
     for row in rows[np.isnan(values)]:
         ax.text(0.01, row, "undefined: no lesion, none predicted", fontsize=7, color=GREY, va="center")
 
-    ax.set_yticks(rows, patients, fontsize=7)
+    ax.set_yticks(rows, patients, fontsize=7, parse_math=False)
     ax.set_ylim(-0.8, len(patients) - 0.2)
     ax.set_xlim(0, 1.015)
     ax.set_xlabel("Dice of the patient's volume")

@@ -199,9 +199,9 @@ def rendered(figure, tmp_path):
 
 
 def test_a_sheet_shows_every_slice_with_both_lines(brain, lesion, tmp_path):
-    figure = slice_sheet([brain] * 4, [lesion] * 4, [lesion] * 4, ["a", "b", "c", "d"])
+    figure = slice_sheet([brain] * 4, [lesion] * 4, [lesion] * 4, ["a", "b", "c", "$d_{$"])
     shown = [ax for ax in figure.axes if ax.images]
-    assert [ax.get_title() for ax in shown] == ["a", "b", "c", "d"]
+    assert [ax.get_title() for ax in shown] == ["a", "b", "c", "$d_{$"]
     for ax in shown:
         assert has_color(ax.images[0].get_array(), PREDICTION_COLOR).any()
         assert has_color(ax.images[0].get_array(), REFERENCE_COLOR).any()
@@ -224,12 +224,12 @@ def test_a_sheet_refuses_unequal_numbers(brain, lesion):
 
 def test_the_dice_plot_sorts_patients_and_states_the_mean(tmp_path):
     figure = plot_dice_per_patient(
-        {"b": 0.9, "a": 0.5, "none": math.nan, "c": 0.7},
+        {"b": 0.9, "a": 0.5, "none": math.nan, "$c_{$": 0.7},
         interval=(0.55, 0.85),
-        baseline={"a": 0.4, "b": 0.9, "c": 0.6, "none": math.nan},
+        baseline={"a": 0.4, "b": 0.9, "$c_{$": 0.6, "none": math.nan},
     )
     (ax,) = figure.axes
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["none", "a", "c", "b"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["none", "a", "$c_{$", "b"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "mean 0.700 (95 % CI 0.550 to 0.850)" in legend
     assert {"raw", "post-processed"} <= set(legend)
