@@ -170,8 +170,8 @@ canvas.addEventListener("pointermove", (event) => {
 });
 
 canvas.addEventListener("pointerup", (event) => {
-  pointers.delete(event.pointerId);
-  if (!view || !gesture || gesture.way >= STILL || event.button !== 0) return;
+  if (!pointers.delete(event.pointerId)) return; // it was pressed elsewhere
+  if (!view || gesture.way >= STILL || event.button !== 0) return;
   const [column, row] = toSlice(event.offsetX, event.offsetY).map(Math.floor);
   if (row < 0 || row >= view.height || column < 0 || column >= view.width) return;
   point = { row, column };

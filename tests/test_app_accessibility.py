@@ -289,7 +289,7 @@ def test_a_slice_is_outlined_and_taken_away_by_keyboard_alone(page, walk_to, fil
     with page.expect_download() as started:
         page.keyboard.press("Enter")
     assert started.value.suggested_filename == "inverted_mask.png"
-    walk_to("zip")
+    assert len(walk_to("zip")) == 1, "a download is one stop"
 
 
 def test_every_stop_of_every_tab_is_seen(page, press_tab):

@@ -1,13 +1,15 @@
 """The viewer in a real Chromium: what it draws, says and lets people do, without asking the server."""
 
+import re
+
 import numpy as np
 from app_files import make_slice
-from viewer_pictures import drawn, has_color, is_grey, says, unpack
-from volume_samples import SPACING, head, save_nifti
+from viewer_pictures import drawn, enlarged, has_color, is_grey, says, unpack
+from volume_samples import AFFINE, SPACING, head, save_nifti
 
 from modeling.inference import load_model, segment_slice, segment_volume
-from modeling.visualization import PREDICTION_COLOR
-from space.viewer import write_view
+from modeling.visualization import PREDICTION_COLOR, volume_to_grey
+from space.viewer import HEADROOM, write_view
 
 pytest_plugins = ["app_fixtures", "browser_fixtures"]
 
@@ -124,6 +126,7 @@ def test_a_slice_is_windowed_zoomed_and_thresholded_in_the_browser(open_page, sl
     assert (drawn(page, "#view") != larger).any()
     page.get_by_role("button", name="Zoom out").click()
     np.testing.assert_array_equal(drawn(page, "#view"), first)
+    np.testing.assert_array_equal(press(page, "#view", "-"), first, err_msg="no smaller than that")
     page.keyboard.down("Control")
     page.mouse.move(*middle)
     page.mouse.wheel(0, -100)
@@ -132,6 +135,8 @@ def test_a_slice_is_windowed_zoomed_and_thresholded_in_the_browser(open_page, sl
     press(page, "#view", "r")
 
     # The cross and its probability
+    page.mouse.click(box["x"] + 3, middle[1])
+    assert "row" not in status.inner_text(), "there is nothing beside the slice"
     press(page, "#view", "ArrowUp", "ArrowLeft")
     row, column = 45 - 1, 35 - 1
     assert f"row {row}, column {column}: probability {np.floor(100 * probabilities[row, column]) / 100:.2f}" in (
@@ -159,6 +164,10 @@ def test_a_volume_is_scrolled_and_thresholded_in_the_browser(open_page, models, 
     page.get_by_role("tab", name="Volume").click()
     page.set_input_files("#volume input[type=file]", save_nifti(tmp_path / "case.nii.gz", flair))
     says(page, "FLAIR slice 7 of 12, not outlined yet")
+    seen = drawn(page, "#volume-view")
+    windowed = np.minimum(volume_to_grey(flair, HEADROOM)[6] * HEADROOM, 255).round()
+    expected = enlarged(windowed, seen.shape[:2], aspect=SPACING[1] / SPACING[2])
+    assert np.abs(seen[..., 0] - expected).mean() < 6, "it is smoothed"
     page.click("#volume-run")
     page.locator("#volume-measurements").get_by_text("voxels").wait_for()
     run = segment_volume(*load_model(models["tiny-a"]), flair)
@@ -176,9 +185,12 @@ def test_a_volume_is_scrolled_and_thresholded_in_the_browser(open_page, models, 
     for keys, number in (
         (("Home",), 1),
         (("ArrowRight", "ArrowDown"), 3),
+        (("m",), largest + 1),
+        (("Home", "ArrowRight", "ArrowDown"), 3),
         (("PageDown", "ArrowUp"), 7),
         (("End", "ArrowRight"), 12),
-        (("ArrowLeft",), 11),
+        (("PageUp",), 7),
+        (("PageDown", "ArrowLeft"), 11),
     ):
         press(page, "#volume-view", *keys)
         at(number)
@@ -186,6 +198,8 @@ def test_a_volume_is_scrolled_and_thresholded_in_the_browser(open_page, models, 
     at(10)
     page.mouse.wheel(0, 100)
     at(11)
+    picture.dispatch_event("wheel", {"deltaY": -3, "deltaMode": 1})  # lines, as Firefox tells
+    at(10)
     slider = page.locator("#volume-view").get_by_role("slider", name="Slice")
     slider.press("Home")
     at(1)
@@ -193,8 +207,21 @@ def test_a_volume_is_scrolled_and_thresholded_in_the_browser(open_page, models, 
     bars = page.locator("#volume-view canvas.profile").bounding_box()
     page.mouse.click(bars["x"] + bars["width"] * 8.5 / 12, bars["y"] + 5)
     at(9)
+    page.evaluate(
+        """Object.assign(CanvasRenderingContext2D.prototype, {
+          strokeText: () => {}, fillText: (text) => (window.written = text),
+        })"""
+    )
     page.locator("#volume-view").get_by_role("button", name="Largest slice").click()
     at(largest + 1)
+    colored = (drawn(page, "#volume-view", "profile") == PREDICTION_COLOR).all(axis=-1)
+    height, width = colored.shape
+    shown = colored[:, (width * (np.arange(12) + 0.5) / 12).astype(int)].sum(axis=0)
+    np.testing.assert_allclose(shown, areas / areas.max() * height, atol=0.15 * height)
+    assert page.evaluate("window.written") == f"largest: slice {largest + 1}, {areas[largest]:,} pixels"
+    with page.expect_download() as started:
+        page.locator("#volume-view").get_by_role("button", name="Save PNG").click()
+    assert started.value.suggested_filename == f"slice_{largest + 1}.png"
     status, note = page.locator("#volume-view .status"), page.locator("#volume-view .preview")
     volume, pixel = np.prod(SPACING) / 1000, SPACING[1] * SPACING[2]
     assert status.inner_text().split(" · ") == [
@@ -211,13 +238,47 @@ def test_a_volume_is_scrolled_and_thresholded_in_the_browser(open_page, models, 
     assert "without the 3-D post-processing" in note.inner_text()
     assert "after" not in status.inner_text()
     assert page.locator("#volume-measurements").get_by_text("at threshold 0.50").is_visible()
+
+    # The pixel under the mouse
+    box = picture.bounding_box()
+
+    def under(x, y, click=True):
+        if click:
+            page.mouse.click(box["x"] + x, box["y"] + y)
+        return tuple(map(int, re.findall(r"(?:row|column) (\d+)", status.inner_text())))
+
+    numbers = enlarged(np.arange(flair[0].size).reshape(flair[0].shape), seen.shape[:2], SPACING[1] / SPACING[2])
+    place = (15, 24)  # in the middle from left to right, as the picture is narrower than its stage
+    y, x = np.argwhere(numbers == place[0] * flair.shape[2] + place[1]).mean(axis=0)
+    assert under(x, y) == place
+    page.keyboard.down("Control")
+    for _ in range(3):
+        page.mouse.wheel(0, -100)
+        drawn(page, "#volume-view")
+    page.keyboard.up("Control")
+    assert under(x, y) == place, "it stays where it is when the picture is zoomed"
+    page.keyboard.down("Shift")
+    page.mouse.down()
+    page.mouse.move(box["x"] + x + 20, box["y"] + y + 30, steps=2)
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    assert under(x + 20, y + 30) == place, "it goes with the mouse that moves the picture"
+    press(page, "#volume-view", "Shift+ArrowRight")
+    assert under(x + 20, y + 30)[1] > place[1]
+    chosen = under(x, y)
+    page.mouse.move(5, 5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + x + 20, box["y"] + y + 30)
+    page.mouse.up()
+    assert under(x, y, click=False) == chosen, "what is pressed elsewhere and released here chooses nothing"
     assert asked == []
 
 
 def test_fingers_zoom_move_and_turn_slices(open_page, tmp_path):
-    page = open_page(width=390, height=844, has_touch=True)
+    page = open_page(width=390, height=844, has_touch=True, device_scale_factor=2)
     page.get_by_role("tab", name="Volume").click()
-    page.set_input_files("#volume input[type=file]", save_nifti(tmp_path / "case.nii.gz", head().slices[..., 1]))
+    high = save_nifti(tmp_path / "case.nii.gz", head().slices[..., 1], affine=AFFINE @ np.diag([1, 2, 1, 1]))
+    page.set_input_files("#volume input[type=file]", high)  # its pixels are about twice as high as wide
     says(page, "FLAIR slice 7 of 12, not outlined yet")
     picture = page.locator("#volume-view canvas.picture")
     picture.scroll_into_view_if_needed()
@@ -244,8 +305,18 @@ def test_fingers_zoom_move_and_turn_slices(open_page, tmp_path):
     assert turned < 7, "a swipe to the left, as if the slices lay side by side"
     larger = move(((0.45, 0.5), (0.25, 0.5)), ((0.55, 0.5), (0.75, 0.5)))
     assert float(page.inner_text("#volume-view .setting").split()[-1].rstrip("×")) > 2
-    moved = move(((0.5, 0.5), (0.6, 0.6)))
-    assert (moved != larger).any()
+    assert larger.shape[:2] == (2 * round(box["height"]), 2 * round(box["width"])), "as sharp as the screen is"
+
+    def touched(x, y):
+        move(((x, y), (x, y)))
+        return np.array(re.findall(r"(?:row|column) (\d+)", page.inner_text("#volume-view .status")), dtype=int)
+
+    place = touched(0.5, 0.4)
+    move(((0.3, 0.3), (0.4, 0.6)))
+    assert np.abs(touched(0.6, 0.7) - place).max() <= 1, "the picture goes with the finger"
+    place = touched(0.5, 0.25)
+    move(((0.5, 0.2), (0.5, 0.1)), ((0.5, 0.3), (0.5, 0.4)))
+    assert np.abs(touched(0.5, 0.25) - place).max() <= 1, "what is between the fingers stays there"
     assert int(page.locator("#volume-view .position").input_value()) == turned, "one finger moves what is enlarged"
     page.locator("#volume-view").get_by_role("button", name="Reset").click()
     assert "1.0×" in page.inner_text("#volume-view .setting")

@@ -246,7 +246,8 @@ def test_progress_counts_the_slices_and_never_goes_back(nifti, models):
     assert fractions == sorted(fractions)
     assert fractions[0] >= 0
     assert fractions[-1] < 1
-    assert any(desc.startswith("tiny-a: slice") for _, desc in seen)
+    slices = [desc for _, desc in seen if desc.startswith("tiny-a: slice")]
+    assert slices == [f"tiny-a: slice {number} of {len(slices)}" for number in range(1, len(slices) + 1)]
     assert any(desc.startswith("View 4 of 4: slice") for _, desc in seen)
 
 

@@ -17,12 +17,26 @@ def unpack(view: dict) -> list[np.ndarray]:
     return list(np.frombuffer(content, dtype=np.uint8).reshape(-1, *view["shape"]))
 
 
-def drawn(page, viewer: str) -> np.ndarray:
+def drawn(page, viewer: str, canvas: str = "picture") -> np.ndarray:
     """What a viewer's canvas shows: (H, W, 3), black where nothing is drawn."""
     page.evaluate(NEXT_FRAME)
-    address = page.locator(f"{viewer} canvas.picture").evaluate("(canvas) => canvas.toDataURL()")
+    address = page.locator(f"{viewer} canvas.{canvas}").evaluate("(canvas) => canvas.toDataURL()")
     picture = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2])))
     return np.asarray(Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("RGB"))
+
+
+def enlarged(plane: np.ndarray, size: tuple[int, int], aspect: float = 1.0) -> np.ndarray:
+    """A slice's plane (H, W) as a canvas of `size` (height, width) shows it at first: it fits; 0 beside it.
+
+    Args:
+        aspect: how many times as high as wide a pixel is.
+    """
+    fit = min(size[0] / (plane.shape[0] * aspect), size[1] / plane.shape[1])
+    rows, columns = (
+        np.clip((np.arange(pixels) + 0.5 - pixels / 2) / step + length / 2 + 1, 0, length + 1).astype(int)
+        for pixels, step, length in zip(size, (fit * aspect, fit), plane.shape, strict=True)
+    )
+    return np.pad(plane, 1)[rows[:, None], columns]
 
 
 def says(page, label) -> None:
