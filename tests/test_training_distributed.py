@@ -19,6 +19,7 @@ from tiny_training import TINY_PRESETS
 
 from hub_dataset.loading import LesionBatchSampler
 from modeling import BrainMRIImageProcessor, UNetForSemanticSegmentation
+from training.distributed import GatheredBatchNorm2d
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "examples" / "accelerate"
@@ -77,6 +78,19 @@ def test_processes_share_each_batch_in_order():
     sampler = LesionBatchSampler(rng.random(60) < 0.5, rng.uniform(0.2, 0.9, (60, 2)), 4, 128, 16)
     shards = [list(BatchSamplerShard(sampler, 2, index, split_batches=True)) for index in range(2)]
     assert [first + second for first, second in zip(*shards, strict=True)] == list(sampler)
+
+
+def test_batch_norm_keeps_the_statistics_of_the_whole_batch(monkeypatch):
+    batch = torch.randn(2, 3, 2, 2) * 3 + 1  # so small a batch that n and n - 1 differ clearly
+    own, other = batch.chunk(2)
+    variance, mean = torch.var_mean(other, dim=(0, 2, 3), correction=0)
+    monkeypatch.setattr(
+        "training.distributed.whole_batch", lambda tensor: torch.cat([tensor, torch.stack([mean, variance])[None]])
+    )
+    gathered, whole = GatheredBatchNorm2d(3), torch.nn.BatchNorm2d(3)
+    torch.testing.assert_close(gathered(own), whole(batch)[:1])
+    for name, statistic in whole.named_buffers():
+        torch.testing.assert_close(gathered.get_buffer(name), statistic, msg=name)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
