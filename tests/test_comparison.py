@@ -11,12 +11,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 from viewer_pictures import unpack
 from volume_samples import SPACING, as_nifti, head, save_nifti, save_slices
 
 from modeling import metrics
 from modeling.inference import load_model, segment_slice, segment_volume
-from modeling.visualization import PREDICTION_COLOR, REFERENCE_COLOR
+from modeling.visualization import PREDICTION_COLOR, REFERENCE_COLOR, volume_to_grey
 from space.comparison import (
     AGREEMENT_COLOR,
     compare_either,
@@ -44,6 +45,15 @@ def threshold(models):
     return float(min(np.quantile(volume, 0.9) for volume in volumes))
 
 
+def enlarged(plane: np.ndarray, scale: int) -> np.ndarray:
+    return plane.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def inner_edge(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a mask (H, W) that have a side in common with what is outside."""
+    return mask & ~ndimage.binary_erosion(mask)
+
+
 def test_two_models_are_compared_as_the_metrics_do(nifti, models, threshold):
     result = compare_models(nifti, "tiny-a", "tiny-b", threshold, models)
     flair = head().slices[..., 1]
@@ -64,7 +74,12 @@ def test_two_models_are_compared_as_the_metrics_do(nifti, models, threshold):
     assert measured["reason"] is None
     _, outlines = unpack(result.view)
     np.testing.assert_array_equal(outlines, a + 2 * b.astype(np.uint8))
-    assert result.view["start"] == (a | b).sum(axis=(1, 2)).argmax()
+    shown = (a | b).sum(axis=(1, 2)).argmax()
+    assert result.view["start"] == shown
+    picture = np.asarray(result.picture)
+    scale = len(picture) // a.shape[1]
+    edge = inner_edge(enlarged(a[shown], scale))
+    assert (picture[edge] == PREDICTION_COLOR).all(), "A's line, in A's colour"
 
 
 def test_outlines_that_share_nothing_are_shown_where_most_lies():
@@ -116,6 +131,11 @@ def test_empty_outlines_have_no_scores_but_a_reason(nifti, folder, models, thres
     one = compare_with_mask(nifti, "tiny-a", str(empty), threshold, models)
     assert (one.dice, one.hd95_mm) == (0, None)
     assert "One of the outlines is empty" in one.measurements["reason"]
+    lesion = save_nifti(folder / "lesion.nii", head().mask)
+    missed = compare_with_mask(nifti, "tiny-a", str(lesion), 0.9999, models)
+    with zipfile.ZipFile(missed.zip_path) as archive:
+        drawn = [f"overlay/slice_{number:03d}.png" in archive.namelist() for number in range(1, 13)]
+    assert drawn == head().mask.any(axis=(1, 2)).tolist(), "also where only B outlines something"
 
 
 def test_the_archive_holds_both_masks_and_the_outlines(nifti, models, threshold, upload_folder):
@@ -146,9 +166,14 @@ def test_the_archive_holds_both_masks_and_the_outlines(nifti, models, threshold,
             expected = np.asarray(as_nifti(part).dataobj) > 0
             np.testing.assert_array_equal(labels == result.measurements["agreement_labels"][name], expected)
         largest = int(result.mask_a.sum(axis=(1, 2)).argmax())
-        overlay = Image.open(io.BytesIO(archive.read(f"overlay/slice_{largest + 1:03d}.png")))
-        colours = {colour for _, colour in overlay.getcolors(2**20)}
-        assert {PREDICTION_COLOR, REFERENCE_COLOR} <= colours
+        overlay = np.asarray(Image.open(io.BytesIO(archive.read(f"overlay/slice_{largest + 1:03d}.png"))))
+        on_a, on_b = ((overlay == color).all(axis=-1) for color in (PREDICTION_COLOR, REFERENCE_COLOR))
+        np.testing.assert_array_equal(on_a, inner_edge(enlarged(result.mask_a[largest], 2)))
+        assert on_b.any()
+        assert not enlarged(result.mask_b[largest], 2)[on_b].any(), "B's line runs outside of its edge"
+        grey = enlarged(volume_to_grey(head().slices[..., 1])[largest], 2)
+        off = ~(on_a | on_b)
+        assert np.corrcoef(overlay[off][:, 0], grey[off])[0, 1] > 0.95, "drawn over its own slice"
 
 
 def test_agreement_and_difference_have_colours_of_their_own():
