@@ -54,9 +54,12 @@ def scene(browser, upload_folder):
     """Open a page with nothing but the 3-D view of a ball with `LESION` in it."""
     places = np.stack(np.meshgrid(*[np.linspace(-1, 1, length) for length in LESION.shape], indexing="ij"))
     grey = np.where(np.linalg.norm(places, axis=0) < 0.95, np.uint8(100), np.uint8(0))
-    value = write_view(
-        new_folder(), grey, tuple(MM), probabilities=LESION.astype(np.float32), mask=LESION, threshold=0.5
-    )
+    value = {}
+
+    def write(mask, spacing):
+        probabilities = mask.astype(np.float32)
+        return write_view(new_folder(), grey, spacing, probabilities=probabilities, mask=mask, threshold=0.5)
+
     with gr.Blocks(analytics_enabled=False) as demo:
         demo.load(lambda: value, None, volume_3d("volume-3d"))
     _, address, _ = demo.launch(
@@ -64,7 +67,8 @@ def scene(browser, upload_folder):
     )
     contexts = []
 
-    def visit(script="", **options):
+    def visit(script="", mask=LESION, spacing=tuple(MM), **options):
+        value.update(write(mask, spacing))
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
         page.add_init_script(script)
@@ -78,12 +82,12 @@ def scene(browser, upload_folder):
     demo.close()
 
 
-def projected(up: int, across: int, shape: tuple[int, int]) -> np.ndarray:
+def projected(up: int, across: int, shape: tuple[int, int], mm: np.ndarray = MM) -> np.ndarray:
     """Where the view's picture (H, W) shows the lesion, seen along its third axis: bool, with its rows downwards."""
-    half = 0.85 * np.linalg.norm(LESION.shape * MM) / 2  # mm of half the picture
+    half = 0.85 * np.linalg.norm(LESION.shape * mm) / 2  # mm of half the picture
 
     def inside(pixels, axis):
-        voxels = (((np.arange(pixels) + 0.5) / pixels * 2 - 1) * half / MM[axis]) + LESION.shape[axis] / 2
+        voxels = (((np.arange(pixels) + 0.5) / pixels * 2 - 1) * half / mm[axis]) + LESION.shape[axis] / 2
         first, *_, last = np.flatnonzero(LESION.any(axis=tuple({0, 1, 2} - {axis})))
         return (voxels >= first) & (voxels < last + 1)
 
@@ -131,9 +135,27 @@ def test_the_lesion_is_seen_where_it_lies_and_the_head_turned_and_cut(scene):
     page.mouse.move(box["x"] + 140, box["y"] + 80, steps=2)
     page.mouse.up()
     page.get_by_role("img", name="turned by 10° from the front, 20° from below").wait_for()
-    small = drawn(page, "#volume-3d").any(axis=-1).mean()
+
+    def covered():
+        return drawn(page, "#volume-3d").any(axis=-1).mean()
+
+    small = covered()
     canvas.press("+")
-    assert drawn(page, "#volume-3d").any(axis=-1).mean() > 1.2 * small
+    assert (larger := covered()) > 1.2 * small
+    view.get_by_role("button", name="Zoom out").click()
+    assert covered() < larger / 1.2
+    canvas.hover()
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -60)
+    page.wait_for_timeout(300)
+    page.keyboard.up("Control")
+    assert covered() > 1.2 * small
+    for _ in range(12):
+        canvas.press("ArrowDown")
+    page.get_by_role("img", name="turned by 10° from the front, 90° from above").wait_for()
+    view.get_by_role("button", name="Reset").click()
+    page.get_by_role("img", name="turned by 25° from the front, 15° from above").wait_for()
+    canvas.press("ArrowLeft")
     canvas.press("r")
     page.get_by_role("img", name="turned by 25° from the front, 15° from above").wait_for()
 
@@ -142,6 +164,22 @@ def test_the_lesion_is_seen_where_it_lies_and_the_head_turned_and_cut(scene):
     page.get_by_role("button", name="Show in 3-D").click()
     page.get_by_role("img", name="turned by 25°").wait_for()
     assert (drawn(page, "#volume-3d")[..., 2] > 20).any(), "drawn anew"
+
+
+def test_an_unknown_spacing_and_an_empty_outline_are_said(scene):
+    page = scene(spacing=None)
+    said = page.locator("#volume-3d .status")
+    said.get_by_text(f"The lesion: {LESION.sum():,} voxels, in slices 12 to 17 of 20").wait_for()
+    assert "The height is a guess: the distance between slices is unknown." in said.inner_text()
+    page.get_by_role("slider", name="Head").fill("0")
+    page.get_by_role("button", name="Front").click()
+    page.wait_for_timeout(500)
+    seen = drawn(page, "#volume-3d").any(axis=-1)
+    expected = projected(0, 2, seen.shape, np.array([0.7 * 30 / 20, 1, 1]))
+    assert (seen & expected).sum() > 0.8 * (seen | expected).sum(), "as high as a head is"
+
+    page = scene(mask=np.zeros_like(LESION))
+    page.locator("#volume-3d .status").get_by_text("There is no lesion at this threshold").wait_for()
 
 
 def test_a_lost_graphics_card_is_told_of_and_the_3d_view_can_be_shown_again(scene):
