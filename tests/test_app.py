@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -229,6 +230,8 @@ def test_markup_in_names_and_headers_stays_text():
     text = describe_comparison(result)
     assert not re.search("<(b|i|u|s)>", text)
     assert "&lt;i&gt;mask&lt;/i&gt;.nii" in text
+    assert "3.2 px" in describe_comparison(replace(result, hd95_pixels=3.21))
+    assert "4.6 mm" in describe_comparison(replace(result, hd95_pixels=3.21, hd95_mm=4.56))
 
 
 def test_nothing_found_is_said_in_words():

@@ -17,6 +17,7 @@ from volume_samples import SPACING, as_nifti, head, save_nifti, save_pages
 from modeling import metrics
 from modeling.inference import load_model
 from modeling.inference import segment_volume as run_model
+from modeling.measurements import measure_volume
 from modeling.visualization import PREDICTION_COLOR, REFERENCE_COLOR
 from space import slice_tab, volume_tab
 from space.comparison import AGREEMENT_COLOR
@@ -339,6 +340,8 @@ def test_a_volume_from_upload_to_downloaded_mask(open_page, models, tmp_path):
     facts = page.inner_text("#volume-measurements")
     assert f"{areas.sum():,} voxels" in facts
     assert f"{areas.sum() * np.prod(SPACING) / 1000:.1f} ml" in facts
+    long, short = measure_volume(expected.mask, SPACING, None)["diameters_mm"]
+    assert f"{long:.0f} × {short:.0f} mm" in facts
     assert page.locator("#volume-tiff").is_hidden()
 
     with page.expect_download() as started:
