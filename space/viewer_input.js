@@ -226,7 +226,7 @@ profile.addEventListener("pointerdown", (event) => {
   goTo(Math.floor((event.offsetX / profile.clientWidth) * view.slices));
 });
 profile.addEventListener("pointermove", (event) => {
-  if (event.buttons) goTo(Math.floor((event.offsetX / profile.clientWidth) * view.slices));
+  if (profile.hasPointerCapture(event.pointerId)) goTo(Math.floor((event.offsetX / profile.clientWidth) * view.slices));
 });
 
 new ResizeObserver(() => view && (frame ||= requestAnimationFrame(draw))).observe(stage);

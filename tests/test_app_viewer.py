@@ -207,6 +207,15 @@ def test_a_volume_is_scrolled_and_thresholded_in_the_browser(open_page, models, 
     bars = page.locator("#volume-view canvas.profile").bounding_box()
     page.mouse.click(bars["x"] + bars["width"] * 8.5 / 12, bars["y"] + 5)
     at(9)
+    page.mouse.down()
+    page.mouse.move(bars["x"] + bars["width"] * 2.5 / 12, bars["y"] + 5)
+    page.mouse.up()
+    at(3)
+    page.mouse.move(5, 5)
+    page.mouse.down()
+    page.mouse.move(bars["x"] + bars["width"] * 8.5 / 12, bars["y"] + 5, steps=2)
+    page.mouse.up()
+    assert slider.input_value() == "3", "what is dragged from elsewhere turns no slices"
     page.evaluate(
         """Object.assign(CanvasRenderingContext2D.prototype, {
           strokeText: () => {}, fillText: (text) => (window.written = text),
