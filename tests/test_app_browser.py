@@ -450,7 +450,6 @@ def test_a_dropped_file_is_uploaded_in_its_place_and_never_opened_by_the_browser
     page.evaluate("addEventListener('dragover', (event) => (window.effect = event.dataTransfer.dropEffect))")
     drop("#slice button")
     says(page, "FLAIR slice, not outlined yet")
-    assert page.evaluate("window.effect") != "none", "the browser would not let it drop there"
     for beside in ("#view .stage", "#slice", "#header"):
         drop(beside)
         page.wait_for_timeout(500)
