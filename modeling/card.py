@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from . import card_text
@@ -151,7 +152,10 @@ def write_card(
     """
     if not (checkpoint / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint} holds no config.json; give the folder of a saved model.")
-    config = AutoConfig.from_pretrained(checkpoint)
+    try:
+        config = AutoConfig.from_pretrained(checkpoint)
+    except StrictDataclassError as error:
+        raise ValueError(f"The config.json of {checkpoint} is not valid. {' '.join(str(error).split())}") from error
     if config.model_type not in (UNetConfig.model_type, TransUNetConfig.model_type):
         raise ValueError(f"{checkpoint} holds a {config.model_type!r} model, which is none of this package.")
     read = [read_results(path) for path in results]

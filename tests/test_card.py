@@ -291,6 +291,13 @@ def test_results_of_another_architecture_are_refused(copied, phantom_results, tm
         write_card(copied, results=[tmp_path / "other.json"])
 
 
+def test_a_configuration_that_is_not_valid_is_refused(copied):
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"temperature": 0}))
+    with pytest.raises(SystemExit, match=r"is not valid.*temperature must be positive"):
+        main([str(copied)])
+
+
 def test_models_of_other_packages_are_refused(tmp_path):
     SegformerConfig().save_pretrained(tmp_path)
     with pytest.raises(SystemExit, match="a 'segformer' model, which is none of this package"):
