@@ -5,7 +5,6 @@ import operator
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,24 +79,6 @@ def raw_mode(image: Image.Image) -> str:
     tile = getattr(image, "tile", None)
     arguments = (tile[0].args if tile else "") or ""
     return arguments if isinstance(arguments, str) else str(arguments[0])
-
-
-def count_pages(image: Image.Image, most: int) -> int:
-    """Pages or frames of an opened file, of a TIFF up to `most`: in a crowded one Pillow is at it for hours."""
-    if image.format != "TIFF":
-        return getattr(image, "n_frames", 1)
-    pages = 1
-    with suppress(EOFError):
-        while pages < most:
-            image.seek(pages)
-            pages += 1
-    image.seek(0)
-    return pages
-
-
-def has_transparency(image: Image.Image, mode: str) -> bool:
-    """Whether an opened file has alpha that is not opaque, or that Pillow cuts to 8 bits; `mode` as from `raw_mode`."""
-    return "A" in image.getbands() and (";16" in mode or image.getchannel("A").getextrema()[0] < 255)
 
 
 def read_deep_colour(image: Image.Image) -> np.ndarray:

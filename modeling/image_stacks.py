@@ -4,12 +4,13 @@ import io
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice, pairwise, starmap
 
 import numpy as np
 from PIL import Image
 
-from .image_processing_brain_mri import count_pages, has_transparency, raw_mode, read_image
+from .image_processing_brain_mri import raw_mode, read_image
 from .input_files import InputFile, VolumeFileError
 from .scans import LIMITS, MAX_SIDE, MAX_SLICES, Scan, check_intensities, check_size
 from .volume_geometry import Geometry
@@ -137,3 +138,21 @@ def check_page(name: str, image: Image.Image, count: int) -> None:
         )
     if has_transparency(image, raw_mode(image)):
         raise VolumeFileError(f"{name!r} has a transparency (alpha) channel, which is not read. Save it without.")
+
+
+def count_pages(image: Image.Image, most: int) -> int:
+    """Pages or frames of an opened file, of a TIFF up to `most`: in a crowded one Pillow is at it for hours."""
+    if image.format != "TIFF":
+        return getattr(image, "n_frames", 1)
+    pages = 1
+    with suppress(EOFError):
+        while pages < most:
+            image.seek(pages)
+            pages += 1
+    image.seek(0)
+    return pages
+
+
+def has_transparency(image: Image.Image, mode: str) -> bool:
+    """Whether an opened file has alpha that is not opaque, or that Pillow cuts to 8 bits; `mode` as from `raw_mode`."""
+    return "A" in image.getbands() and (";16" in mode or image.getchannel("A").getextrema()[0] < 255)

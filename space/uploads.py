@@ -214,7 +214,7 @@ def describe(path: Path) -> str:
 
 def check_header(image: Image.Image, raw_mode: str) -> None:
     """Refuse what would be too much, or not MR intensities, once decoded; `raw_mode` is how its samples are read."""
-    from modeling.image_processing_brain_mri import count_pages, has_transparency
+    from modeling.image_stacks import count_pages, has_transparency
 
     if image.width * image.height > MAX_PIXELS:
         raise InputError(f"The image has {image.width}×{image.height} pixels, which is too large. {ACCEPTED}")
