@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from . import card_text
 from .card_inputs import PHANTOM, ImageSource, Results, TrainingRun, read_results, read_run
+from .checkpoints import read_config
 from .command_line import command_parser
 from .configuration_transunet import TransUNetConfig
 from .configuration_unet import UNetConfig
@@ -152,10 +152,7 @@ def write_card(
     """
     if not (checkpoint / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint} holds no config.json; give the folder of a saved model.")
-    try:
-        config = AutoConfig.from_pretrained(checkpoint)
-    except StrictDataclassError as error:
-        raise ValueError(f"The config.json of {checkpoint} is not valid. {' '.join(str(error).split())}") from error
+    config = read_config(checkpoint)
     if config.model_type not in (UNetConfig.model_type, TransUNetConfig.model_type):
         raise ValueError(f"{checkpoint} holds a {config.model_type!r} model, which is none of this package.")
     read = [read_results(path) for path in results]

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor, PreTrainedModel
 
+from .checkpoints import load_complete
 from .command_line import command_parser
-from .inference import load_complete
 
 # Not compared: what the average takes from the first source, and where copies from the Hub have their code.
 AS_FIRST = {"temperature": None, "loss": None, "auto_map": None}

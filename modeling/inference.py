@@ -15,19 +15,17 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
-from pathlib import Path
 from threading import Barrier
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from scipy import ndimage
 from scipy.special import expit, logit
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 
+from .checkpoints import load_complete
 from .image_processing_brain_mri import (
     FLAIR,
     FOREGROUND,
@@ -98,34 +96,6 @@ def load_model(name_or_path: str, *, fold: bool = True) -> tuple[PreTrainedModel
     if fold:
         fold_batch_norm(model)
     return model.to(memory_format=torch.channels_last), processor
-
-
-def load_complete(name_or_path: str | Path, **options) -> PreTrainedModel:
-    """A checkpoint's model, all of whose weights were there; `options` go to `from_pretrained`.
-
-    Raises:
-        OSError: no checkpoint under that name.
-        ValueError: its weights are damaged, missing or left over, its config.json is not valid, or it is of another
-            kind.
-    """
-    try:
-        model, report = AutoModelForSemanticSegmentation.from_pretrained(
-            name_or_path, use_safetensors=True, output_loading_info=True, **options
-        )
-    except SafetensorError as error:
-        raise ValueError(
-            f"The weights in {name_or_path} are damaged, cut off, or a pointer of Git LFS ({error}). "
-            "Fetch them again, a clone's with `git lfs pull`."
-        ) from error
-    except StrictDataclassError as error:
-        raise ValueError(f"The config.json of {name_or_path} is not valid. {' '.join(str(error).split())}") from error
-    wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
-    if wrong:
-        described = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}" for kind, names in wrong.items())
-        raise ValueError(
-            f"The weights in {name_or_path} do not fit its config.json: {described}. Save the model again."
-        )
-    return model
 
 
 def fold_batch_norm(model: nn.Module) -> None:

@@ -25,8 +25,9 @@ from torch.export import Dim
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.bit.modeling_bit import BitMaxPool2d, WeightStandardizedConv2d
 
+from .checkpoints import load_complete
 from .command_line import command_parser
-from .inference import fold_batch_norm, load_complete
+from .inference import fold_batch_norm
 from .layers import MINIMUM_SIZE, SamePaddingConv2d, Upsample2x
 from .presets import PRESETS
 

@@ -21,9 +21,9 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .card import CARD, FIGURE, make_card
 from .card_text import REPOSITORY
+from .checkpoints import load_complete
 from .command_line import command_parser
 from .hub import HubError, check_destination, upload_folder
-from .inference import load_complete
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 MARK = "image_processing_brain_mri.py"

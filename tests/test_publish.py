@@ -15,9 +15,10 @@ from tiny_models import randomized, tiny_model
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from modeling import BrainMRIImageProcessor
+from modeling.checkpoints import load_complete
 from modeling.export import export_checkpoint, load_average
 from modeling.hub import HubError, explain, upload_folder
-from modeling.inference import load_complete, load_model
+from modeling.inference import load_model
 from modeling.publish import main, publish_model, stage_model
 
 SHARED = {"README.md", "config.json", "preprocessor_config.json", "image_processing_brain_mri.py"}
