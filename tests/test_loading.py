@@ -1,7 +1,10 @@
 """Training samples: which slices, in which batches, cropped and augmented how."""
 
 import inspect
+import io
 import shutil
+import struct
+import zlib
 
 import datasets
 import numpy as np
@@ -44,6 +47,16 @@ def make_slice() -> tuple[np.ndarray, np.ndarray]:
     mask[30:40, 24:32] = 255
     image[mask > 0, FLAIR] = 220
     return image, mask
+
+
+def png_that_claims(side: int) -> bytes:
+    """A PNG of a few bytes whose header gives `side` pixels a side."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64)).save(file, format="PNG")
+    content = bytearray(file.getvalue())
+    content[16:24] = struct.pack(">II", side, side)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
 
 
 class TestSampler:
@@ -412,7 +425,13 @@ class TestDataset:
             load_splits(str(folder))
 
     @pytest.mark.parametrize(
-        ("column", "content"), [("image", None), ("mask", None), ("image", {"bytes": b"none", "path": None})]
+        ("column", "content"),
+        [
+            ("image", None),
+            ("mask", None),
+            ("image", {"bytes": b"none", "path": None}),
+            ("image", {"bytes": png_that_claims(20_000), "path": None}),
+        ],
     )
     def test_a_slice_that_is_missing_or_damaged_is_named(self, phantom_dataset_dir, column, content):
         split = load_splits(str(phantom_dataset_dir))["validation"]
