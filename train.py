@@ -43,7 +43,7 @@ from modeling.pretrained import initialize_from
 from modeling.publish import publish_model
 from modeling.visualization import plot_training_curves
 from training.arguments import parse_args
-from training.cpu import keep_freed_memory, memory_format_for
+from training.cpu import has_avx2_alone, keep_freed_memory, memory_format_for
 from training.distillation import load_teacher, teacher_logits
 from training.distributed import launched_alone, synchronize_batch_norm, whole_batch
 from training.dry_run import print_estimate
@@ -128,6 +128,12 @@ def train(args: argparse.Namespace, run: RunFolder) -> None:
         print(
             "train.py: warning: `accelerate launch --cpu` has started one process only. For several on the CPU: "
             "accelerate launch --config_file examples/accelerate/two_cpu_processes.yaml train.py ...",
+            file=sys.stderr,
+        )
+    if accelerator.mixed_precision == "bf16" and has_avx2_alone(accelerator.device):
+        accelerator.print(
+            "train.py: warning: this CPU has no AVX-512, without which PyTorch computes bf16 many times slower than "
+            "float32. Leave out --mixed_precision.",
             file=sys.stderr,
         )
     if args.batch_size % accelerator.num_processes:

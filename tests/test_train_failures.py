@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import DatasetDict
 from safetensors.torch import load_file
 from tiny_training import read_log
@@ -105,6 +106,16 @@ class TestArguments:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
         with pytest.raises(SystemExit, match="fp16 needs an accelerator"):
             run()
+
+    @pytest.mark.parametrize(
+        ("precision", "capability", "warned"),
+        [("bf16", "AVX2", True), ("bf16", "AVX512", False), ("no", "AVX2", False)],
+    )
+    def test_a_precision_that_a_cpu_would_be_slow_in(self, run, monkeypatch, capsys, precision, capability, warned):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        run("--epochs", "1")
+        assert ("Leave out --mixed_precision" in capsys.readouterr().err) is warned
 
     def test_a_run_whose_states_were_deleted(self, run):
         folder = run("--epochs", "2")

@@ -31,7 +31,11 @@ def memory_format_for(model: nn.Module, device: torch.device) -> torch.memory_fo
     the gradients of 3x3 kernels, which oneDNN's AVX2 kernels compute up to four times faster from contiguous tensors
     where slices are large; its AVX-512 kernels prefer channels_last. `benchmarks/training_speed.py` measures both.
     """
-    avx2 = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-    if avx2 and isinstance(model, UNetForSemanticSegmentation):
+    if has_avx2_alone(device) and isinstance(model, UNetForSemanticSegmentation):
         return torch.contiguous_format
     return torch.channels_last
+
+
+def has_avx2_alone(device: torch.device) -> bool:
+    """Whether `device` is a CPU whose widest vectors are AVX2's. There PyTorch only emulates bf16."""
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
