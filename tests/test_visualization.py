@@ -7,6 +7,8 @@ import sys
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from PIL import Image
 
 from modeling.visualization import (
@@ -19,6 +21,7 @@ from modeling.visualization import (
     plot_training_curves,
     probability_heatmap,
     slice_sheet,
+    volume_to_grey,
 )
 
 
@@ -79,6 +82,25 @@ def test_a_constant_slice_is_black():
     assert not flair_to_grey(np.full((40, 40), 7, dtype=np.uint8)).any()
 
 
+def test_slices_of_a_volume_share_one_window(brain):
+    flair = brain[..., 1]
+    grey = volume_to_grey(np.stack([flair, flair // 2]))
+    assert grey.dtype == np.uint8
+    assert grey[0, 16:24, 14:22].min() == 255
+    np.testing.assert_allclose(grey[1, 30:40, 18:22], grey[0, 30:40, 18:22] / 2, atol=3)  # 3 is the background
+    assert not volume_to_grey(np.full((2, 40, 40), 7, dtype=np.uint8)).any()
+
+
+@pytest.mark.parametrize("headroom", [2.0, 3.0])
+def test_headroom_keeps_what_is_brighter_than_the_window_apart(brain, headroom):
+    bright = brain.astype(np.uint16)
+    bright[20, 15:17, 1] = 400, 450
+    window, spread = flair_to_grey(bright), flair_to_grey(bright, headroom)
+    assert window[20, 15] == window[20, 16] == 255
+    assert 255 / headroom < spread[20, 15] < spread[20, 16]
+    np.testing.assert_allclose(spread[30:40, 18:22] * headroom, window[30:40, 18:22], atol=headroom)
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
@@ -132,6 +154,20 @@ def test_equal_masks_show_both_lines(brain, lesion):
     picture = draw_outline(brain, lesion, reference=lesion)
     np.testing.assert_array_equal(has_color(picture, PREDICTION_COLOR), outline(lesion))
     np.testing.assert_array_equal(has_color(picture, REFERENCE_COLOR), outline(lesion, outside=True))
+
+
+def test_lines_have_the_colours_and_the_width_asked_for(brain, lesion):
+    other = np.roll(lesion, 12, axis=0)
+    red, blue = (255, 0, 0), (0, 0, 255)
+    picture = draw_outline(brain, lesion, red, other, blue, width=2)
+    np.testing.assert_array_equal(has_color(picture, red), outline(lesion, 2))
+    np.testing.assert_array_equal(has_color(picture, blue), outline(other, 2, outside=True))
+
+
+def test_the_masks_line_lies_on_the_references(brain, lesion):
+    beside = np.roll(lesion, 8, axis=1)  # its line on the outside runs where the mask's runs inside
+    picture = draw_outline(brain, lesion, reference=beside)
+    np.testing.assert_array_equal(has_color(picture, PREDICTION_COLOR), outline(lesion))
 
 
 def test_an_empty_mask_draws_no_line(brain, lesion):
@@ -209,6 +245,29 @@ def test_a_sheet_shows_every_slice_with_both_lines(brain, lesion, tmp_path):
     assert rendered(figure, tmp_path).std() > 0.1
 
 
+@pytest.mark.parametrize(("count", "columns", "grid"), [(5, 2, (3, 2)), (2, 3, (1, 2)), (3, 3, (1, 3))])
+def test_a_sheet_goes_row_by_row(brain, lesion, count, columns, grid):
+    slices = [brain + np.uint8(i) for i in range(count)]
+    masks = [np.roll(lesion, i, axis=1) for i in range(count)]
+    figure = slice_sheet(slices, masks, masks[::-1], columns=columns)
+    assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == grid
+    shown = [ax for ax in figure.axes if ax.images]
+    places = [divmod(i, grid[1]) for i in range(count)]
+    assert [(spec.rowspan.start, spec.colspan.start) for spec in (ax.get_subplotspec() for ax in shown)] == places
+    assert not any(ax.axison for ax in figure.axes), "empty places have no frame either"
+    for ax, image, mask, reference in zip(shown, slices, masks, masks[::-1], strict=True):
+        expected = draw_outline(image, mask, reference=reference, scale=4, width=4)
+        np.testing.assert_array_equal(ax.images[0].get_array(), np.asarray(expected))
+
+
+def test_figures_are_drawn_into_the_one_that_is_given(brain, lesion):
+    figure = Figure()
+    left, right = figure.subfigures(1, 2)
+    assert slice_sheet([brain], [lesion], figure=left) is left
+    assert plot_dice_per_patient({"a": 0.5}, figure=right) is right
+    assert len(left.axes) == len(right.axes) == 1
+
+
 def test_a_sheet_without_reference_has_no_reference_in_its_legend(brain, lesion):
     figure = slice_sheet([brain], [lesion])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["prediction"]
@@ -218,6 +277,12 @@ def test_a_sheet_without_reference_has_no_reference_in_its_legend(brain, lesion)
 def test_a_sheet_refuses_unequal_numbers(brain, lesion):
     with pytest.raises(ValueError, match="2 images but 1 masks"):
         slice_sheet([brain] * 2, [lesion])
+    with pytest.raises(ValueError, match="1 images but 2 references"):
+        slice_sheet([brain], [lesion], [lesion] * 2)
+    with pytest.raises(ValueError, match="1 images but 0 titles"):
+        slice_sheet([brain], [lesion], titles=[])
+    with pytest.raises(ValueError, match="one column, got 1 and 0"):
+        slice_sheet([brain], [lesion], columns=0)
     with pytest.raises(ValueError, match="at least one slice"):
         slice_sheet([], [])
 
@@ -233,8 +298,35 @@ def test_the_dice_plot_sorts_patients_and_states_the_mean(tmp_path):
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "mean 0.700 (95 % CI 0.550 to 0.850)" in legend
     assert {"raw", "post-processed"} <= set(legend)
-    assert any("undefined" in text.get_text() for text in ax.texts)
+    assert [(text.get_position()[1], text.get_text()) for text in ax.texts] == [
+        (0, "undefined: no lesion, none predicted")
+    ]
     rendered(figure, tmp_path)
+
+
+def test_the_dice_plot_puts_each_patients_values_on_its_line():
+    figure = plot_dice_per_patient(
+        {"b": 0.9, "a": 0.5, "c": 0.7}, interval=(0.55, 0.85), baseline={"a": 0.4, "b": 0.95, "c": 0.6}
+    )
+    (ax,) = figure.axes
+    np.testing.assert_array_equal(ax.get_yticks(), [0, 1, 2])
+    dots = {dots.get_label(): dots.get_offsets().tolist() for dots in ax.collections if dots.get_offsets().size > 2}
+    assert dots == {"raw": [[0.4, 0], [0.6, 1], [0.95, 2]], "post-processed": [[0.5, 0], [0.7, 1], [0.9, 2]]}
+    (joints,) = (lines for lines in ax.collections if isinstance(lines, LineCollection))
+    np.testing.assert_allclose(
+        joints.get_segments(), [[(0.4, 0), (0.5, 0)], [(0.6, 1), (0.7, 1)], [(0.95, 2), (0.9, 2)]]
+    )
+    (mean,), (band,) = ax.lines, ax.patches
+    np.testing.assert_allclose(mean.get_xdata(), 0.7)
+    np.testing.assert_allclose(band.get_extents().transformed(ax.transData.inverted()).intervalx, (0.55, 0.85))
+    lowest, highest = ax.get_xlim()
+    assert lowest == 0
+    assert 1 < highest < 1.05
+
+
+def test_the_dice_plot_without_baseline_names_the_mean_alone():
+    figure = plot_dice_per_patient({"a": 0.5, "b": 0.75})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mean 0.625"]
 
 
 def test_the_dice_plot_of_undefined_patients_alone_has_no_mean(tmp_path):
@@ -270,8 +362,12 @@ def test_training_curves_show_what_the_log_has(tmp_path):
     np.testing.assert_allclose(dice.lines[0].get_xydata(), [(2, 0.6), (3, 0.8)])
     np.testing.assert_allclose(rate.lines[0].get_ydata(), [1e-4, 1e-3])
     labels = [text.get_text() for text in dice.get_legend().get_texts()]
-    assert "best mean, 0.800 in epoch 3" in labels
-    assert "median" in labels
+    assert labels == ["mean", "best mean, 0.800 in epoch 3", "median"]
+    assert dice.lines[1].get_xdata() == [3, 3]
+    np.testing.assert_allclose(dice.lines[2].get_xydata(), [(2, 0.7)])
+    assert [ax.get_ylabel() for ax in figure.axes] == ["training loss", "validation Dice by patient", "learning rate"]
+    assert rate.get_ylim()[0] == 0
+    assert rate.get_xlabel() == "epoch"
     rendered(figure, tmp_path)
 
 
