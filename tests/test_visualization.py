@@ -247,7 +247,7 @@ def test_a_sheet_shows_every_slice_with_both_lines(brain, lesion, tmp_path):
 
 @pytest.mark.parametrize(("count", "columns", "grid"), [(5, 2, (3, 2)), (2, 3, (1, 2)), (3, 3, (1, 3))])
 def test_a_sheet_goes_row_by_row(brain, lesion, count, columns, grid):
-    slices = [brain + np.uint8(i) for i in range(count)]
+    slices = [np.roll(brain, i, axis=0) for i in range(count)]
     masks = [np.roll(lesion, i, axis=1) for i in range(count)]
     figure = slice_sheet(slices, masks, masks[::-1], columns=columns)
     assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == grid
