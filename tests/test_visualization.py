@@ -88,6 +88,8 @@ def test_slices_of_a_volume_share_one_window(brain):
     assert grey.dtype == np.uint8
     assert grey[0, 16:24, 14:22].min() == 255
     np.testing.assert_allclose(grey[1, 30:40, 18:22], grey[0, 30:40, 18:22] / 2, atol=3)  # 3 is the background
+    spread = volume_to_grey(flair[None], 2.0)
+    np.testing.assert_array_equal(spread[0], flair_to_grey(flair, 2.0))
     assert not volume_to_grey(np.full((2, 40, 40), 7, dtype=np.uint8)).any()
 
 
@@ -306,18 +308,18 @@ def test_the_dice_plot_sorts_patients_and_states_the_mean(tmp_path):
 
 def test_the_dice_plot_puts_each_patients_values_on_its_line():
     figure = plot_dice_per_patient(
-        {"b": 0.9, "a": 0.5, "c": 0.7}, interval=(0.55, 0.85), baseline={"a": 0.4, "b": 0.95, "c": 0.6}
+        {"b": 0.9, "a": 0.5, "c": 0.85}, interval=(0.55, 0.85), baseline={"a": 0.4, "b": 0.95, "c": 0.6}
     )
     (ax,) = figure.axes
     np.testing.assert_array_equal(ax.get_yticks(), [0, 1, 2])
     dots = {dots.get_label(): dots.get_offsets().tolist() for dots in ax.collections if dots.get_offsets().size > 2}
-    assert dots == {"raw": [[0.4, 0], [0.6, 1], [0.95, 2]], "post-processed": [[0.5, 0], [0.7, 1], [0.9, 2]]}
+    assert dots == {"raw": [[0.4, 0], [0.6, 1], [0.95, 2]], "post-processed": [[0.5, 0], [0.85, 1], [0.9, 2]]}
     (joints,) = (lines for lines in ax.collections if isinstance(lines, LineCollection))
     np.testing.assert_allclose(
-        joints.get_segments(), [[(0.4, 0), (0.5, 0)], [(0.6, 1), (0.7, 1)], [(0.95, 2), (0.9, 2)]]
+        joints.get_segments(), [[(0.4, 0), (0.5, 0)], [(0.6, 1), (0.85, 1)], [(0.95, 2), (0.9, 2)]]
     )
     (mean,), (band,) = ax.lines, ax.patches
-    np.testing.assert_allclose(mean.get_xdata(), 0.7)
+    np.testing.assert_allclose(mean.get_xdata(), 0.75)
     np.testing.assert_allclose(band.get_extents().transformed(ax.transData.inverted()).intervalx, (0.55, 0.85))
     lowest, highest = ax.get_xlim()
     assert lowest == 0
