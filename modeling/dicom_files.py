@@ -195,7 +195,12 @@ def read_scan(name: str, instances: Sequence[Instance]) -> Scan:
     else:
         instances, affine, no_spacing = locate(name, instances)
         shape = (instances[0].columns, instances[0].rows, len(instances))
-        geometry = Geometry.from_affine(shape, affine)
+        try:
+            geometry = Geometry.from_affine(shape, affine)
+        except ValueError:
+            raise VolumeFileError(
+                f"{name!r} has DICOM headers whose positions and distances make up no space. Export it again."
+            ) from None
         spacing = None if no_spacing else geometry.axial_spacing
         if no_spacing:
             warnings.append(f"Of {name!r}, {no_spacing}: areas and volumes are given in pixels and voxels alone.")

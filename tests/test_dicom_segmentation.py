@@ -6,10 +6,11 @@ import highdicom as hd
 import nibabel as nib
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLossless, RLELossless
 from volume_samples import AFFINE, SPACING, head, save_dicom, save_zip
 
+from modeling import scans
 from modeling.dicom_segmentation import DicomSegmentationError, write_dicom_segmentation
 from modeling.input_files import VolumeFileError
 from modeling.nifti_files import write_nifti
@@ -111,7 +112,8 @@ def test_an_empty_mask_has_an_empty_frame_for_each_slice(tmp_path):
 
 def test_what_anonymisers_blank_is_left_empty(tmp_path):
     names = ("PatientName", "PatientID", "PatientSex", "StudyID", "StudyTime", "SliceThickness", "SpecificCharacterSet")
-    volume = read_volume(save_dicom(tmp_path, FLAIR, **dict.fromkeys(names)))
+    volume = read_volume(save_dicom(tmp_path, FLAIR, Modality="", **dict.fromkeys(names)))
+    assert volume.warnings == ()
     segmentation = segmentation_of(tmp_path / "seg.dcm", head().mask, volume)
     assert segmentation.PatientID == ""
     measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
@@ -225,6 +227,35 @@ def test_other_patients_are_told_by_their_names_where_they_have_no_number(tmp_pa
         read_volume(tmp_path)
 
 
+def test_series_without_a_description_are_called_by_their_protocol_or_folder(tmp_path):
+    for name, channel, attributes in (
+        ("flair", 1, {}),
+        ("post", 2, {"ProtocolName": "T1 GD"}),
+        ("pre", 0, {"SeriesDescription": "AX T1 W/O CONTRAST"}),  # the slash leads to no folder
+    ):
+        (tmp_path / name).mkdir()
+        save_dicom(tmp_path / name, head().slices[..., channel], **({"SeriesDescription": None} | attributes))
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.slices, head().slices)
+    assert volume.warnings == ()
+
+
+def test_two_series_of_one_description_are_both_seen(tmp_path):
+    for copy in ("first", "second"):
+        (tmp_path / copy).mkdir()
+        save_dicom(tmp_path / copy, FLAIR)
+    with pytest.raises(VolumeFileError, match=r"'AX T2 FLAIR', 'AX T2 FLAIR \(2\)'\), and 2 of them are FLAIR"):
+        read_volume(tmp_path)
+
+
+def test_objects_without_pixels_do_not_get_in_the_way(tmp_path):
+    save_dicom(tmp_path, FLAIR, description="axial")
+    save_dicom(tmp_path, FLAIR[5:6], description="report", Modality="SR", Rows=None, Columns=None, PixelData=None)
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.slices, FLAIR)
+    assert volume.warnings == ()
+
+
 def test_intensities_are_scaled_and_unevenly_lying_slices_have_no_spacing(tmp_path):
     files = save_dicom(tmp_path, FLAIR, RescaleSlope=2, RescaleIntercept=-5)
     middle = next(file for file in files if (dcmread(file).ImagePositionPatient[2] - AFFINE[2, 3]) == 4 * SPACING[0])
@@ -234,6 +265,8 @@ def test_intensities_are_scaled_and_unevenly_lying_slices_have_no_spacing(tmp_pa
     assert volume.spacing is None
     assert "5.0 to 10.0 mm apart" in volume.no_spacing
     assert any("NIfTI mask of it has even slices, which lie elsewhere" in warning for warning in volume.warnings)
+    heights = [(volume.geometry.axial_affine @ [index, 0, 0, 1])[2] for index in (0, 10)]
+    assert heights == pytest.approx([AFFINE[2, 3], AFFINE[2, 3] + 11 * SPACING[0]])
     mask = np.delete(head().mask, 4, axis=0)
     segmentation = segmentation_of(tmp_path / "seg.dcm", mask, volume)
     heights = [
@@ -267,7 +300,7 @@ def test_one_slice_is_as_thick_as_its_header_says(tmp_path, attributes, thicknes
         assert volume.spacing == pytest.approx((thickness, *SPACING[1:]))
 
 
-@pytest.mark.parametrize("value", [b"1,5 ", b"5\\5 ", b"abc ", b"-5.0"])
+@pytest.mark.parametrize("value", [b"1,5 ", b"5\\5 ", b"abc ", b"-5.0", b"inf "])
 def test_a_thickness_that_is_no_number_is_taken_as_missing(tmp_path, value):
     files = save_dicom(tmp_path, FLAIR)
     for file in files:
@@ -287,6 +320,86 @@ def test_without_the_distance_between_pixels_there_is_no_spacing(tmp_path, spaci
     volume = read_volume(save_dicom(tmp_path, FLAIR, PixelSpacing=spacing))
     assert volume.spacing is None
     assert "distance between pixels" in volume.no_spacing
+    (warning,) = volume.warnings
+    assert "areas and volumes are given in pixels and voxels alone" in warning
+
+
+def test_distances_of_no_possible_space_are_refused(tmp_path):
+    with pytest.raises(VolumeFileError, match=r"'AX T2 FLAIR' has DICOM headers .* make up no space"):
+        read_volume(save_dicom(tmp_path, FLAIR, PixelSpacing=[1e-5, 1e-5]))
+
+
+def test_pixel_spacings_that_differ_by_rounding_are_one(tmp_path):
+    files = save_dicom(tmp_path, FLAIR)
+    header = dcmread(files[3])
+    header.PixelSpacing = [0.7501, 0.8]
+    header.save_as(files[3])
+    assert read_volume(files).spacing == pytest.approx(SPACING, abs=1e-3)
+
+
+def test_slices_as_thin_as_a_tenth_of_a_millimetre_are_told_apart(tmp_path):
+    files = save_dicom(tmp_path, FLAIR)
+    for file in files:
+        header = dcmread(file)
+        x, y, z = map(float, header.ImagePositionPatient)
+        header.ImagePositionPatient = [x, y, z / 50]
+        header.save_as(file)
+    volume = read_volume(files)
+    np.testing.assert_array_equal(volume.slices, FLAIR)
+    assert volume.spacing == pytest.approx((0.1, *SPACING[1:]))
+
+
+def test_slices_without_positions_are_sorted_by_their_numbers(tmp_path):
+    files = save_dicom(tmp_path, FLAIR, ImagePositionPatient=None)
+    order = np.argsort([dcmread(file).InstanceNumber for file in files])
+    volume = read_volume(files)
+    np.testing.assert_array_equal(volume.slices, FLAIR[order])
+    assert volume.spacing is None
+    (warning,) = volume.warnings
+    assert "they are sorted by their numbers. Check that they are axial" in warning
+
+
+def test_a_series_that_was_not_acquired_in_axial_slices_is_said_to_be_so(tmp_path):
+    files = save_dicom(tmp_path, np.repeat(FLAIR, 4, axis=0), ((0, -1), (2, 1), (1, -1)))
+    assert read_volume(files).warnings == ()
+    for file in files:
+        header = dcmread(file)
+        x, y, z = map(float, header.ImagePositionPatient)
+        header.ImagePositionPatient = [x, 4 * y, z]
+        header.save_as(file)
+    (warning,) = read_volume(files).warnings
+    assert "was not acquired in axial slices: its axial pixels are 3.0×0.8 mm" in warning
+
+
+def test_two_slices_at_one_position_are_named(tmp_path):
+    files = save_dicom(tmp_path, FLAIR)
+    header = dcmread(files[4])
+    header.ImagePositionPatient = dcmread(files[7]).ImagePositionPatient
+    header.save_as(files[4])
+    with pytest.raises(VolumeFileError, match="several slices at one position") as refusal:
+        read_volume(files)
+    for number, file in enumerate(files):
+        assert (repr(file.name) in str(refusal.value)) == (number in (4, 7))
+
+
+@pytest.mark.parametrize(("millimetres", "even"), [(0.2, True), (0.3, False)])
+def test_slices_may_lie_a_tenth_of_their_distance_off(tmp_path, millimetres, even):
+    files = save_dicom(tmp_path, FLAIR)
+    header = dcmread(files[5])
+    x, y, z = map(float, header.ImagePositionPatient)
+    header.ImagePositionPatient = [x, y, z + millimetres]
+    header.save_as(files[5])
+    volume = read_volume(files)
+    assert (volume.spacing is not None) == even
+    assert even or "4.7 to 5.3 mm apart" in volume.no_spacing
+
+
+@pytest.mark.parametrize("attributes", [{}, {"ImagePositionPatient": None}])
+def test_too_large_a_series_is_refused_before_its_pixels_are_read(tmp_path, monkeypatch, attributes):
+    monkeypatch.setattr(scans, "MAX_SLICES", 8)
+    monkeypatch.setattr(Dataset, "pixel_array", property(lambda _: pytest.fail("decoded")))
+    with pytest.raises(VolumeFileError, match="'AX T2 FLAIR' has 12 slices of 64×48 pixels, which is too large"):
+        read_volume(save_dicom(tmp_path, FLAIR, **attributes))
 
 
 def test_what_is_black_at_the_highest_value_is_inverted_and_other_modalities_are_named(tmp_path):
@@ -343,10 +456,6 @@ def test_unusable_dicom_is_refused_in_a_sentence(tmp_path):
     def deflate(header):
         header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
 
-    def move_to_next(header):
-        x, y, z = header.ImagePositionPatient
-        header.ImagePositionPatient = [x, y, z + SPACING[0] * (1 if z < 0 else -1)]
-
     def swell(header):
         header.compress(RLELossless)
         header.add_new(0x00091010, "OB", b"\0" * 2**21)
@@ -359,21 +468,26 @@ def test_unusable_dicom_is_refused_in_a_sentence(tmp_path):
         "frames": (set_to(NumberOfFrames=2), "holds several frames"),
         "colour": (set_to(SamplesPerPixel=3), "colour image"),
         "patients": (set_to(PatientID="8"), "belong to 2 patients"),
-        "twice": (move_to_next, "several slices at one position"),
         "sizes": (set_to(Rows=32), "different sizes"),
-        "spacings": (set_to(PixelSpacing=[1.5, 1.6]), "different pixel spacings"),
+        "widths": (set_to(Columns=32), "different sizes"),
+        "spacings": (set_to(PixelSpacing=[0.75, 0.82]), "different pixel spacings"),
+        "one spacing": (set_to(PixelSpacing=None), "different pixel spacings"),
+        "directions": (set_to(ImageOrientationPatient=[0.9998, 0.02, 0, -0.02, 0.9998, 0]), "different directions"),
         "swollen": (swell, "more bytes than its pixels need"),
         "short": (set_to(PixelData=b"\0" * 100), "damaged or incomplete DICOM"),
         "nonsense": (set_to(ImagePositionPatient=["1", "2"]), "does not say where"),
+        "no number": (set_to(ImagePositionPatient=["nan", "1", "2"]), "does not say where"),
         "skewed": (set_to(ImageOrientationPatient=[1, 0, 0, 0.7, 0.7, 0]), "does not say where"),
     }
     for name, (change, why) in cases.items():
         files = changed(name, change)
-        if name in ("nonsense", "skewed"):
+        if name in ("nonsense", "no number", "skewed"):
             assert any(why in warning for warning in read_volume(files).warnings)
         else:
             with pytest.raises(VolumeFileError, match=why):
                 read_volume(files)
+    with pytest.raises(VolumeFileError, match="every voxel is 3"):
+        read_volume(save_dicom(tmp_path, np.full_like(FLAIR, 3), description="constant"))
     for number in (None, 1):  # none, and that of an echo, time point or copy
         files = save_dicom(tmp_path, FLAIR, description=f"{number}", ImagePositionPatient=None, InstanceNumber=number)
         with pytest.raises(VolumeFileError, match="their order is unknown"):
