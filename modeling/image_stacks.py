@@ -79,7 +79,7 @@ def read_stack(name: str, members: list[tuple[int, InputFile]], mask: bool) -> S
     if absent:
         shown = ", ".join(map(str, absent[:5])) + (", …" if len(absent) > 5 else "")
         warnings.append(f"Between the slices {numbers[0]} and {numbers[-1]} of {label!r} some are missing: {shown}.")
-    if mixes_sequences(pages[0]) and any(file.kind == "jpeg" for _, file in members):
+    if any(file.kind == "jpeg" for _, file in members) and any(map(mixes_sequences, pages)):
         warnings.append(f"{label!r} is JPEG in colour. {LOSSY}")
     stems = tuple(file.stem for _, file in members) if len(members) == len(pages) else None
     return Scan(label, voxels, Geometry(voxels.shape[:3]), None, NO_SPACING, tuple(warnings), stems)

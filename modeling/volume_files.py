@@ -9,7 +9,7 @@ Voxels are only permuted and flipped, never resampled. Several sequences are tol
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -214,20 +214,22 @@ def combine(scans: Sequence[Scan], warnings: Sequence[str] = ()) -> MRVolume:
         VolumeFileError: several scans, of which not exactly one is FLAIR by its name or two are of one kind.
     """
     warnings = list(warnings)
-    roles = assign(scans, warnings)
+    grey = list(map(in_grey, scans))
+    if len(scans) == 1 and grey[0] is not scans[0]:
+        warnings.append(f"The three channels of {scans[0].name!r} are the same: it is read as FLAIR alone.")
+    roles = assign(grey, warnings)
     flair = roles["flair"]
     warnings += flair.warnings
     slices = flair.voxels
-    if slices.ndim == 4 and (slices == slices[..., :1]).all():
-        slices = slices[..., 0]
-        warnings.append(f"The three channels of {flair.name!r} are the same: it is read as FLAIR alone.")
     used = ["flair"]
     if len(roles) > 1:
         channels = {"flair": slices}
         for role in ("pre", "post"):
             if (scan := roles.get(role)) is None:
                 continue
-            if scan.voxels.ndim == 4 or not scan.geometry.same_space(flair.geometry):
+            if scan.voxels.ndim == 4:
+                warnings.append(f"{scan.name!r} is in colour, so it is left out. Give it in grey to have it used.")
+            elif not scan.geometry.same_space(flair.geometry):
                 warnings.append(
                     f"{scan.name!r} does not lie on the voxels of {flair.name!r}, so it is left out. Resample it to "
                     f"FLAIR to have it used."
@@ -252,6 +254,12 @@ def combine(scans: Sequence[Scan], warnings: Sequence[str] = ()) -> MRVolume:
         slice_names=flair.slice_names,
         headers=flair.headers,
     )
+
+
+def in_grey(scan: Scan) -> Scan:
+    """A scan of grey slices that were saved in colour with one channel; any other as it is."""
+    grey = scan.voxels.ndim == 4 and (scan.voxels == scan.voxels[..., :1]).all()
+    return replace(scan, voxels=scan.voxels[..., 0]) if grey else scan
 
 
 def assign(scans: Sequence[Scan], warnings: list[str]) -> dict[str, Scan]:

@@ -8,11 +8,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from volume_samples import AFFINE, ORIENTATIONS, as_nifti, head, save_nifti, save_pages, save_slices, save_zip
+from volume_samples import (
+    AFFINE,
+    ORIENTATIONS,
+    as_nifti,
+    head,
+    save_dicom,
+    save_nifti,
+    save_pages,
+    save_slices,
+    save_zip,
+)
 
-from modeling.input_files import VolumeFileError
+from modeling.input_files import InputFile, VolumeFileError
 from modeling.nifti_files import write_nifti
-from modeling.volume_files import read_mask, read_volume, sequence_of
+from modeling.volume_files import is_mask, read_mask, read_volume, sequence_of
 
 FLAIR = 1
 
@@ -127,11 +137,12 @@ def test_a_sequence_on_other_voxels_and_other_sequences_are_left_out(tmp_path):
             save_nifti(tmp_path / "flair.nii", slices[..., 1]),
             save_nifti(tmp_path / "t1_pre.nii", slices[..., 0], affine=moved),
             save_nifti(tmp_path / "t2.nii", slices[..., 0]),
+            save_nifti(tmp_path / "dwi.nii", slices[..., 0]),
         ]
     )
     np.testing.assert_array_equal(volume.slices, slices[..., 1])
     assert any("'t1_pre.nii' does not lie on the voxels" in warning for warning in volume.warnings)
-    assert any("Left out" in warning and "t2.nii" in warning for warning in volume.warnings)
+    assert any("Left out" in warning and "'t2.nii', 'dwi.nii'" in warning for warning in volume.warnings)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +158,68 @@ def test_sequences_that_cannot_be_told_apart_are_refused_with_the_names_to_give(
     with pytest.raises(VolumeFileError, match=why) as refusal:
         read_volume(paths)
     assert "t1_pre.nii.gz, flair.nii.gz and t1_post.nii.gz" in str(refusal.value)
+
+
+def test_where_a_volume_lies_and_what_its_slices_are_called_is_as_of_flair(tmp_path):
+    slices = head().slices
+    files = [
+        save_nifti(tmp_path / f"{name}.nii", slices[..., channel], orientation=ORIENTATIONS[channel])
+        for channel, name in enumerate(("t1", "flair"))
+    ]
+    for paths in (files, files[::-1]):
+        np.testing.assert_allclose(read_volume(paths).geometry.affine, nib.load(files[1]).affine)
+    t1, case = save_pages(tmp_path / "t1.tif", slices[..., 0]), tmp_path / "case"
+    (case / "flair").mkdir(parents=True)
+    save_slices(case / "flair", slices[..., 1], "{}.png")
+    for paths in ((t1, case), (case, t1)):
+        volume = read_volume(paths)
+        np.testing.assert_array_equal(volume.slices, slices[..., [0, 1, 1]])
+        assert volume.slice_names == tuple(map(str, range(1, 13)))
+
+
+def test_grey_sequences_may_be_saved_in_colour(tmp_path):
+    slices = head().slices
+    paths = [
+        save_pages(tmp_path / f"{name}.tif", np.repeat(slices[..., channel, None], 3, axis=-1))
+        for channel, name in enumerate(("t1", "flair", "t1c"))
+    ]
+    volume = read_volume(paths)
+    np.testing.assert_array_equal(volume.slices, slices)
+    assert volume.warnings == ()
+
+
+def test_a_sequence_in_colour_beside_others_is_left_out_and_flair_in_colour_is_refused(tmp_path):
+    slices = head().slices
+    coloured = save_pages(tmp_path / "t1.tif", slices)
+    volume = read_volume([save_pages(tmp_path / "flair.tif", slices[..., 1]), coloured])
+    np.testing.assert_array_equal(volume.slices, slices[..., 1])
+    assert volume.warnings == ("'t1.tif' is in colour, so it is left out. Give it in grey to have it used.",)
+    volume = read_volume(coloured)  # all three, whatever it is called
+    np.testing.assert_array_equal(volume.slices, slices)
+    assert volume.warnings == ()
+    with pytest.raises(VolumeFileError, match=r"'flair\.tif' has three channels already"):
+        read_volume([save_pages(tmp_path / "flair.tif", slices), save_pages(tmp_path / "t1.tif", slices[..., 0])])
+
+
+@pytest.mark.parametrize(
+    ("name", "mask"),
+    [
+        ("TCGA_CS_4941_19960909_1_mask.tif", True),
+        ("MASK.png", True),
+        ("mask2.nii.gz", True),
+        ("BraTS-GLI-00000-000-seg.nii.gz", True),
+        ("lesion segmentation.nii", True),
+        ("labels.tif", True),
+        ("flair-label.nii.gz", True),
+        ("roi_1.png", True),
+        ("unmasked_flair.nii.gz", False),
+        ("flair_masked.nii", False),
+        ("segal_flair.nii", False),
+        ("masks/flair.nii", False),
+    ],
+)
+def test_masks_are_told_by_their_names(name, mask):
+    assert is_mask(InputFile(name, "nifti", bytes)) == mask
 
 
 def test_a_single_sequence_is_flair_and_its_name_may_say_otherwise(tmp_path):
@@ -243,7 +316,42 @@ def test_grey_saved_in_colour_is_flair_alone(tmp_path):
 
 def test_a_gap_in_the_numbers_is_said(tmp_path):
     paths = [path for path in save_slices(tmp_path, head().slices) if not path.stem.endswith("_7")]
-    assert any("some are missing: 7." in warning for warning in read_volume(paths).warnings)
+    (warning,) = read_volume(paths).warnings
+    assert warning.startswith("Between the slices 1 and 12 of ")
+    assert warning.endswith(" some are missing: 7.")
+
+
+@pytest.mark.parametrize("pattern", ["img{}_T1.png", "case2_{}_t2.png", "t1_{}.png", "{}_T1-FLAIR.png"])
+def test_the_number_in_a_sequences_name_is_no_slices(tmp_path, pattern):
+    save_slices(tmp_path, head().slices, pattern)
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.slices, head().slices)
+    assert volume.warnings == ()
+
+
+def test_colours_in_jpeg_are_suspected_though_the_first_slice_is_black(tmp_path):
+    slices = head().slices.copy()
+    slices[0] = 0
+    save_slices(tmp_path, slices, "{}.png")
+    assert read_volume(tmp_path).warnings == ()
+    for path in tmp_path.iterdir():
+        path.unlink()
+    save_slices(tmp_path, slices, "slice{}.jpg")
+    (warning,) = read_volume(tmp_path).warnings
+    assert warning.startswith("'slice*' is JPEG in colour")
+    save_slices(tmp_path, slices[..., FLAIR], "slice{}.jpg")
+    assert read_volume(tmp_path).warnings == ()
+
+
+def test_slices_keep_their_bit_depth_and_their_names(tmp_path):
+    flair = head().slices[..., FLAIR]
+    for dtype in (np.uint8, np.uint16, np.float32):
+        slices = flair.astype(dtype) * dtype(2.5)
+        save_slices(tmp_path, slices, "{}.tif")
+        volume = read_volume(tmp_path)
+        assert volume.slices.dtype == dtype
+        np.testing.assert_array_equal(volume.slices, slices)
+        assert volume.slice_names == tuple(map(str, range(1, 13)))
 
 
 def test_numbers_that_count_no_slices_are_no_matter(tmp_path):
@@ -278,6 +386,31 @@ def test_a_mask_on_other_voxels_or_an_image_is_no_mask(tmp_path):
     ):
         with pytest.raises(VolumeFileError, match=why):
             read_mask([path], volume)
+
+
+def test_labels_and_colours_of_a_mask_are_all_lesion(tmp_path):
+    flair, mask = head().slices[..., FLAIR], head().mask
+    volume = read_volume(save_nifti(tmp_path / "flair.nii", flair))
+    labels = np.where(mask, 1 + np.arange(48) % 4, 0).astype(np.uint8)
+    np.testing.assert_array_equal(read_mask(save_nifti(tmp_path / "seg.nii", labels), volume), mask)
+    red = np.zeros((*mask.shape, 3), np.uint8)
+    red[..., 0] = 255 * mask
+    np.testing.assert_array_equal(read_mask(save_pages(tmp_path / "mask.tif", red), volume), mask)
+    assert not read_mask(save_pages(tmp_path / "mask.tif", np.zeros_like(red)), volume).any()
+
+
+def test_several_masks_and_masks_of_no_use_are_refused(tmp_path):
+    flair, mask = head().slices[..., FLAIR], head().mask
+    volume = read_volume(save_nifti(tmp_path / "flair.nii", flair))
+    paths = [save_nifti(tmp_path / f"{name}.nii", mask) for name in ("a_mask", "b_mask")]
+    with pytest.raises(VolumeFileError, match=r"2 masks came \('a_mask\.nii', 'b_mask\.nii'\)"):
+        read_mask(paths, volume)
+    unknown = mask.astype(np.float32)
+    unknown[0, 0, 0] = np.nan
+    with pytest.raises(VolumeFileError, match="NaN or infinite"):
+        read_mask(save_nifti(tmp_path / "mask.nii", unknown), volume)
+    with pytest.raises(VolumeFileError, match="A mask is not read from DICOM"):
+        read_mask(save_dicom(tmp_path, mask), volume)
 
 
 def test_a_mask_comes_back_as_it_was_written_where_the_volume_has_no_orientation(tmp_path):
@@ -329,6 +462,13 @@ def transparent() -> bytes:
     return buffer.getvalue()
 
 
+def pages(array: np.ndarray, mode: str | None = None) -> bytes:
+    first, *others = (Image.fromarray(page).convert(mode) for page in array)
+    buffer = io.BytesIO()
+    first.save(buffer, "TIFF", save_all=True, append_images=others)
+    return buffer.getvalue()
+
+
 UNREADABLE = {
     "text": ("notes.nii", b"Patient report\n" * 40, "of no kind that is known here"),
     "empty file": ("flair.nii.gz", b"", "is empty: it has no bytes"),
@@ -358,6 +498,10 @@ UNREADABLE = {
     "unknown type": ("flair.nii", nifti_bytes(70, struct.pack("<h", 99)), "damaged or incomplete"),
     "no space": ("flair.nii", nifti_bytes(280, b"\0" * 48), "valid orientation"),
     "damaged tiff": ("stack.tif", b"II*\0\x08\0\0\0\0\0" + b"\0" * 16, "damaged or incomplete"),
+    "constant pages": ("stack.tif", pages(np.full((3, 40, 40), 9, np.uint8)), "'stack.tif' is empty .every voxel is 9"),
+    "bilevel": ("stack.tif", pages(head().mask), "colour space 1; accepted are grey and RGB"),
+    "cmyk": ("stack.tif", pages(head().slices, "CMYK"), "colour space CMYK"),
+    "narrow pages": ("stack.tif", pages(np.ones((3, 40, 20), np.uint8)), "40×20 pixels, too small"),
     "transparent": ("alpha.png", transparent(), "transparency .* Save it without"),
     "empty zip": ("empty.zip", b"PK\x05\x06" + b"\0" * 18, "holds no files"),
     "damaged zip": ("broken.zip", b"PK\x03\x04" + b"\0" * 100, "is damaged"),
@@ -381,6 +525,7 @@ def test_slices_that_do_not_belong_together_are_refused(tmp_path):
     for change, why in (
         (lambda: Image.fromarray(slices[0, :40]).save(paths[3]), "do not belong together"),
         (lambda: Image.fromarray(slices[0, ..., 1]).save(paths[3]), "do not belong together"),
+        (lambda: Image.fromarray(slices[0]).save(paths[3].with_name("TCGA_CS_4941_19960909_07.tif")), "slice 7 is"),
         (lambda: Image.fromarray(slices[0]).save(paths[3].with_suffix(".png")), "is there 2 times"),
     ):
         before = paths[3].read_bytes()
