@@ -20,6 +20,7 @@ from volume_samples import (
     save_zip,
 )
 
+from modeling import image_stacks, nifti_files, scans
 from modeling.input_files import InputFile, VolumeFileError
 from modeling.nifti_files import write_nifti
 from modeling.volume_files import is_mask, read_mask, read_volume, sequence_of
@@ -496,6 +497,7 @@ UNREADABLE = {
     "truncated": ("flair.nii", nifti_bytes()[:4000], "damaged or incomplete"),
     "truncated gzip": ("flair.nii.gz", gzip.compress(nifti_bytes())[:900], "damaged or incomplete"),
     "unknown type": ("flair.nii", nifti_bytes(70, struct.pack("<h", 99)), "damaged or incomplete"),
+    "no finite space": ("flair.nii", nifti_bytes(280, struct.pack("<f", np.nan)), "valid orientation"),
     "no space": ("flair.nii", nifti_bytes(280, b"\0" * 48), "valid orientation"),
     "damaged tiff": ("stack.tif", b"II*\0\x08\0\0\0\0\0" + b"\0" * 16, "damaged or incomplete"),
     "constant pages": ("stack.tif", pages(np.full((3, 40, 40), 9, np.uint8)), "'stack.tif' is empty .every voxel is 9"),
@@ -517,6 +519,30 @@ def test_unreadable_files_are_refused_in_a_sentence(tmp_path, case):
         read_volume([path])
     assert name in str(refusal.value)
     assert str(tmp_path) not in str(refusal.value)
+
+
+@pytest.mark.parametrize("limit", ["MAX_SLICES", "MAX_SIDE", "MAX_VOXELS"])
+def test_a_volume_at_a_limit_is_read_and_one_above_it_refused(tmp_path, monkeypatch, limit):
+    flair = head().slices[..., FLAIR]
+    across = flair.transpose(0, 2, 1)
+    reached = {"MAX_SLICES": 12, "MAX_SIDE": 64, "MAX_VOXELS": flair.size}[limit]
+    paths = [save_nifti(tmp_path / "a.nii", flair), save_pages(tmp_path / "b.tif", flair)]
+    paths += [save_nifti(tmp_path / "c.nii", across), save_pages(tmp_path / "d.tif", across)]
+    (tmp_path / "e").mkdir()
+    save_dicom(tmp_path / "e", flair)
+    for path in [*paths, tmp_path / "e"]:
+        for module in (image_stacks, nifti_files, scans):
+            monkeypatch.setattr(module, limit, reached, raising=False)
+        assert read_volume(path).slices.size == flair.size
+        for module in (image_stacks, nifti_files, scans):
+            monkeypatch.setattr(module, limit, reached - 1, raising=False)
+        with pytest.raises(VolumeFileError, match="too large"):
+            read_volume(path)
+
+
+def test_slices_of_32_pixels_are_large_enough(tmp_path):
+    flair = head().slices[:, 16:48, 8:40, FLAIR]
+    np.testing.assert_array_equal(read_volume(save_nifti(tmp_path / "flair.nii", flair)).slices, flair)
 
 
 def test_slices_that_do_not_belong_together_are_refused(tmp_path):
