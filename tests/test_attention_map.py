@@ -31,6 +31,7 @@ def test_attention_is_that_of_the_token_under_the_point(attentions):
     [
         ((45, 0), (45, 75), "lies outside the slice of 45x75"),
         ((0, -1), (45, 75), "lies outside"),
+        ((0, 75), (45, 75), "lies outside"),
         ((0, 0), (45, 81), r"must be \(heads, 18, 18\) per layer"),
     ],
 )
@@ -44,18 +45,31 @@ def test_attention_that_does_not_fit_the_slice_is_refused(attentions, point, siz
 def test_attention_colours_what_is_attended_to():
     attention = np.zeros((6, 5))
     attention[1, 3] = 0.5
-    picture = np.asarray(draw_attention(FLAIR, attention, (40, 4), 8, scale=2))
+    picture = np.asarray(draw_attention(FLAIR, attention, (43, 4), 8, scale=2))
     assert picture.shape == (96, 80, 3)
     colored = np.ptp(picture, axis=-1) > 0  # grey has three equal channels
     assert colored[16:32, 48:64].any()
     square = (picture == REFERENCE_COLOR).all(axis=-1)
     np.testing.assert_array_equal(np.argwhere(square).min(axis=0), (80, 0))
     np.testing.assert_array_equal(np.argwhere(square).max(axis=0), (95, 15))
+    assert square.sum() == 16**2 - 12**2, "a line as thick as a pixel of the slice"
     far = np.ones(colored.shape, dtype=bool)
     far[0:48, 32:80] = False  # the attended token and its neighbours, over which it fades
     assert not (colored & far & ~square).any()
-    doubled = draw_attention(FLAIR, 2 * attention, (40, 4), 8, scale=2)
+    doubled = draw_attention(FLAIR, 2 * attention, (43, 4), 8, scale=2)
     np.testing.assert_array_equal(np.asarray(doubled), picture)
+
+
+def test_attention_covers_and_shines_the_more_the_larger_it_is():
+    black = np.zeros((40, 104))  # the last tokens lie partly in the padding
+    black[0, 0] = 1
+    attention = np.array([[0.2, 0.5, 1, 0], [0, 0, 0, 0]])
+    on_black, on_white = (
+        np.asarray(draw_attention(image, attention, (39, 0), 32)).astype(int)[16, 16:96:32]
+        for image in (black, 1 - black)
+    )
+    assert (np.diff(on_black.sum(axis=-1)) > 0).all()
+    assert (np.diff((on_white - on_black).sum(axis=-1)) < 0).all()
 
 
 @pytest.mark.parametrize(

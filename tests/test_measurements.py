@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from modeling.measurements import area_per_slice, diameters, largest_slice, volume_ml
+from modeling.measurements import area_per_slice, diameters, largest_slice, measure_volume, volume_ml
 
 
 def ellipse(long: float, short: float, degrees: float = 0.0, spacing=(1.0, 1.0), size: int = 160) -> np.ndarray:
@@ -58,3 +58,34 @@ def test_volume_and_areas():
     assert volume_ml(mask, (5.0, 0.5, 2.0)) == pytest.approx(300 * 5 / 1000)
     assert largest_slice(mask) == 2
     assert largest_slice(np.zeros_like(mask)) == 2, "the middle where there is nothing"
+
+
+def test_a_report_has_all_measures_of_a_lesion():
+    mask = np.zeros((5, 40, 30), dtype=bool)
+    mask[2, 10:14, 5:8] = mask[3, 10:30, 10:16] = True
+    assert measure_volume(mask, (5.0, 0.523456, 2.0)) == {
+        "num_slices": 5,
+        "height": 40,
+        "width": 30,
+        "spacing_mm": [5.0, 0.5235, 2.0],
+        "lesion_voxels": 132,
+        "volume_ml": 0.691,
+        "largest_slice": 4,
+        "diameters_mm": [round(length, 1) for length in diameters(mask[3], (0.523456, 2.0))],
+        "reason": None,
+        "area_per_slice_pixels": [0, 0, 12, 120, 0],
+    }
+
+
+def test_a_report_says_why_a_measure_is_missing():
+    mask = np.zeros((5, 40, 30), dtype=bool)
+    empty = measure_volume(mask, (5.0, 0.5, 2.0), "never said")
+    assert (empty["volume_ml"], empty["largest_slice"], empty["diameters_mm"]) == (0, None, None)
+    assert empty["reason"] == "No diameters: no lesion was outlined."
+    mask[3, 10:30, 10:16] = True
+    for why, end in (("image files do not give it", "is unknown, image files do not give it."), ("", "is unknown.")):
+        unknown = measure_volume(mask, None, why)
+        assert (unknown["lesion_voxels"], unknown["largest_slice"]) == (120, 4)
+        assert unknown["spacing_mm"] is unknown["volume_ml"] is unknown["diameters_mm"] is None
+        assert unknown["reason"].startswith("No volume in ml and no diameters in mm")
+        assert unknown["reason"].endswith(end)
