@@ -62,6 +62,11 @@ def test_inverted_contrast_is_told_from_a_frame():
         for brightness in (180, 255):
             assert found(framed(pixels, brightness)) == ["frame"]
         assert found(framed(pixels, 0)) == []
+    pre, flair, post = np.moveaxis(slice_of(), -1, 0)
+    assert found(np.stack([pre, 255 - flair, post], axis=-1)) == ["inverted"], "the model outlines on FLAIR"
+    hot = (255 - flair).astype(np.uint16)
+    hot[64, 64] = 5000
+    assert found(hot) == ["inverted"], "one pixel is no scale"
 
 
 @pytest.mark.parametrize("name", ["jet", "hot", "viridis", "plasma", "inferno", "gist_rainbow"])
@@ -79,6 +84,15 @@ def test_a_copied_sequence_is_no_colour_map(missing):
     assert check_volume(phantom_volume(1, num_slices=12, size=128, missing=missing).slices) == []
 
 
+def test_few_colours_are_no_colour_map_where_a_sequence_is_dim_copied_or_absent_or_little_is_lit():
+    flair, dim = slice_of()[..., FLAIR], slice_of()[..., 2] // 5
+    for pre in (flair, np.zeros_like(flair)):
+        assert found(np.stack([pre, flair, dim], axis=-1)) == []
+    spot = np.zeros_like(slice_of())
+    spot[54:74, 54:74, FLAIR] = 60 + flair[54:74, 54:74] // 2
+    assert found(spot) == []
+
+
 def test_grey_saved_in_colour_is_said_to_be_flair_alone():
     pixels = np.repeat(slice_of()[..., FLAIR, None], 3, axis=-1)
     assert found(pixels) == ["identical channels"]
@@ -90,8 +104,11 @@ def test_noise_and_photographs_are_no_heads():
     noise = generator.integers(0, 255, (128, 128), dtype=np.uint8)
     rows, columns = np.mgrid[:128, :128] / 128
     photograph = 120 + 60 * np.sin(9 * rows) * np.cos(7 * columns) + 30 * (rows > 0.6)
-    for pixels in (noise, photograph):
+    for pixels in (noise, photograph, np.pad(noise, 5)):
         assert found(pixels) == ["not a head"]
+        assert found(np.repeat(pixels[..., None], 3, axis=-1)) == ["identical channels", "not a head"]
+    rows, columns = (np.flatnonzero((slice_of()[..., FLAIR] > 40).any(axis=axis)) for axis in (1, 0))
+    assert found(slice_of()[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]) == [], "a head without much air"
 
 
 def test_other_planes_are_told_by_the_shape_of_the_head():
@@ -102,18 +119,38 @@ def test_other_planes_are_told_by_the_shape_of_the_head():
         assert found(np.pad(sagittal, ((24, 24), (0, 0), (0, 0)))) == ["plane"]
 
 
+def test_the_plane_is_told_by_a_whole_and_large_head_alone():
+    turned = np.rot90(slice_of())
+    assert found(turned[:, 26:]) == found(turned[:, :-26]) == [], "cut off on one side"
+    assert found(np.pad(turned[::2, ::2], ((32, 32), (32, 32), (0, 0)))) == [], "small, as at the top of a head"
+    dark_inside = turned.copy()
+    dark_inside[ndimage.binary_erosion(turned[..., FLAIR] > 40, iterations=6)] //= 12
+    assert found(dark_inside) == ["plane"]
+    beside = turned.copy()
+    beside[8:16, 8:16] = 150
+    assert found(beside) == ["plane"]
+
+
 def test_pixels_that_are_no_squares_are_allowed_for():
     stretched = np.repeat(slice_of(), 2, axis=1)
     assert found(stretched) == ["plane"]
     assert found(stretched, pixel_aspect=2.0) == []
+    assert check_volume(np.repeat(head(), 2, axis=2), pixel_aspect=2.0) == []
+    assert found(slice_of(), pixel_aspect=0.7) == [], "nearly round"
 
 
 def test_a_volume_is_judged_by_most_of_its_slices():
-    slices = head().copy()
-    slices[12] = 255 - slices[12]
-    assert check_volume(slices) == []
+    for inverted, checks in (
+        ([12], []),
+        ([6, 7, 8, 9, 10], []),
+        (range(6, 13), ["inverted"]),
+        ([*range(6), *range(18, 24)], []),  # not in the middle half
+    ):
+        slices = head().copy()
+        slices[inverted] = 255 - slices[inverted]
+        assert [finding.check for finding in check_volume(slices)] == checks
     assert [finding.check for finding in check_volume(255 - head())] == ["inverted"]
-    assert check_volume(slices[:1]) == check_slice(slices[0])
+    assert check_volume(255 - head()[12:13]) == check_slice(255 - head()[12])
 
 
 def test_what_the_processor_refuses_is_left_to_it():
