@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 MAX_FILES = 2000  # chosen together or in one archive: three sequences of 400 slices, with masks
 MAX_BYTES = 600_000_000  # of all files together, once unpacked
 MAX_DIRECTORY_BYTES = MAX_FILES * 512  # of a zip's list of members, which is read whole before it can be counted
+END_BYTES = 22  # of a zip's end without its comment
 MAX_NAME = 255  # characters, as on disk; longer ones take long to look through for a sequence
 HEADER_BYTES = 540  # a NIfTI-2 header, the longest that tells a kind
 
@@ -199,12 +200,12 @@ def open_archive(path: Path) -> zipfile.ZipFile:
 
 
 def directory_size(path: Path) -> int | None:
-    """Bytes of a zip's list of members as its end says, None for one without an end or with 64-bit sizes."""
+    """Bytes of a zip's list of members as its end says, None for one without a whole end or with 64-bit sizes."""
     with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - 65_600, 0))  # the longest end: 22 bytes, a comment, and what precedes it
+        file.seek(max(path.stat().st_size - 65_600, 0))  # the longest end, with a comment, and what precedes it
         tail = file.read()
     end = tail.rfind(b"PK\x05\x06")
-    if end < 0 or b"PK\x06\x07" in tail[max(end - 20, 0) : end]:
+    if end < 0 or len(tail) < end + END_BYTES or b"PK\x06\x07" in tail[max(end - 20, 0) : end]:
         return None
     return int.from_bytes(tail[end + 12 : end + 16], "little")
 

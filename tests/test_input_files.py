@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from app_files import save_tiff16
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 from pydicom import dcmread
@@ -81,14 +82,75 @@ def test_a_member_never_unpacks_to_more_than_it_declares(tmp_path):
         read_volume([path])
 
 
-def test_a_list_of_a_million_members_is_not_even_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize("size", [90_000_000, int.from_bytes(b"PK\x05\x06", "little")])  # the latter as if an end
+def test_a_list_of_a_million_members_is_not_even_read(tmp_path, monkeypatch, size):
     path = save_zip(tmp_path / "list.zip", {"a.png": b""})
     data = path.read_bytes()
     where = data.index(b"PK\x05\x06") + 12
-    path.write_bytes(data[:where] + struct.pack("<I", 90_000_000) + data[where + 4 :])
+    path.write_bytes(data[:where] + struct.pack("<I", size) + data[where + 4 :])
     monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("the list was read"))
     with pytest.raises(VolumeFileError, match="lists more than"):
         read_volume([path])
+
+
+def test_a_list_whose_size_has_64_bits_is_not_even_read(tmp_path, monkeypatch):
+    path = save_zip(tmp_path / "list.zip", {"a.png": b""})
+    data = path.read_bytes()
+    end = data.index(b"PK\x05\x06")
+    record = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, 90_000_000, 0)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, end, 1)
+    path.write_bytes(data[:end] + record + locator + data[end:])
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("the list was read"))
+    with pytest.raises(VolumeFileError, match="lists more than"):
+        read_volume([path])
+
+
+def test_archives_as_other_programs_make_them_are_read(tmp_path):
+    slices, path = head().slices, tmp_path / "case.zip"
+    (tmp_path / "slices").mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("case/", b"")
+        for channel, name in enumerate(("t1", "flair", "t1c")):
+            for file in save_slices(tmp_path / "slices", slices[..., channel], "{}.png"):
+                archive.write(file, f"case\\{name}\\{file.name}")
+        archive.comment = b"made on Windows" * 1000
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.slices, slices)
+    assert volume.warnings == ()
+
+
+def test_tiffs_of_any_byte_order_and_size_are_read(tmp_path):
+    pixels = head().slices[5]
+    Image.fromarray(pixels).save(tmp_path / "big.tif", big_tiff=True)
+    np.testing.assert_array_equal(read_volume(tmp_path / "big.tif").slices, pixels[None])
+    for order in "<>":
+        volume = read_volume(save_tiff16(tmp_path / "slice.tif", pixels.astype(np.uint16) * 257, order))
+        np.testing.assert_array_equal(volume.slices, pixels[None].astype(np.uint16) * 257)
+
+
+def test_too_many_files_or_bytes_are_refused_unread(tmp_path, monkeypatch):
+    save_slices(tmp_path, head().slices)
+    (tmp_path / "notes.bin").write_bytes(b"1" * 1_000_000)  # not read, so it does not count
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.tif"))
+    monkeypatch.setattr(input_files, "MAX_FILES", 12)
+    monkeypatch.setattr(input_files, "MAX_BYTES", size)
+    assert read_volume(tmp_path).slices.shape[0] == 12
+    monkeypatch.setattr("modeling.volume_files.read_stacks", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(input_files, "MAX_BYTES", size - 1)
+    with pytest.raises(VolumeFileError, match="MB together"):
+        read_volume(tmp_path)
+    monkeypatch.setattr(input_files, "MAX_BYTES", size)
+    monkeypatch.setattr(input_files, "MAX_FILES", 11)
+    with pytest.raises(VolumeFileError, match="12 files came; at most 11"):
+        read_volume(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["SLICE.PNG", "a.Dcm", "00001.IMA", "flair.nii"])
+def test_a_file_in_a_folder_that_is_no_image_whatever_its_name_says_is_named(tmp_path, name):
+    save_nifti(tmp_path / "flair.nii.gz", head().slices[..., FLAIR])
+    (tmp_path / name).write_bytes(b"MZ not an image")
+    with pytest.raises(VolumeFileError, match=f"'{name}' is of no kind"):
+        read_volume(tmp_path)
 
 
 def test_an_encrypted_archive_is_refused(tmp_path):
