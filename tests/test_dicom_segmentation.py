@@ -191,7 +191,7 @@ def test_a_study_gives_the_series_that_serve(tmp_path):
     header = dcmread(broken)
     header.ImageOrientationPatient = dcmread(localiser[0]).ImageOrientationPatient
     header.save_as(broken)
-    path = save_zip(tmp_path / "study.zip", {file.name: file for file in tmp_path.iterdir()})
+    path = save_zip(tmp_path / "study.zip", {file.name: file for file in sorted(tmp_path.iterdir(), reverse=True)})
     volume = read_volume([path])
     np.testing.assert_array_equal(volume.slices[..., 1], FLAIR)
     np.testing.assert_array_equal(volume.slices[..., 2], head().slices[..., 2] + 1)
@@ -224,6 +224,16 @@ def test_other_patients_are_told_by_their_names_where_they_have_no_number(tmp_pa
     assert read_volume(tmp_path).slices.ndim == 4
     save_dicom(tmp_path, FLAIR, description="AX T1 POST", PatientID=None, PatientName="B^B")
     with pytest.raises(VolumeFileError, match="belong to 2 patients"):
+        read_volume(tmp_path)
+
+
+def test_a_study_whose_flair_cannot_be_read_is_refused_with_the_reason(tmp_path):
+    save_dicom(tmp_path, head().slices[..., 2], description="AX T1 POST")
+    files = save_dicom(tmp_path, FLAIR)
+    header = dcmread(files[3])
+    header.PixelSpacing = [1.5, 1.6]
+    header.save_as(files[3])
+    with pytest.raises(VolumeFileError, match="The slices of 'AX T2 FLAIR' have different pixel spacings"):
         read_volume(tmp_path)
 
 
