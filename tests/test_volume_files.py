@@ -353,6 +353,9 @@ def test_slices_keep_their_bit_depth_and_their_names(tmp_path):
         assert volume.slices.dtype == dtype
         np.testing.assert_array_equal(volume.slices, slices)
         assert volume.slice_names == tuple(map(str, range(1, 13)))
+    Image.fromarray(flair[6]).save(tmp_path / "7.tif")
+    with pytest.raises(VolumeFileError, match=r"'1\.tif' is 64×48 pixels, grey, float32, '7\.tif' .* grey, uint8"):
+        read_volume(tmp_path)
 
 
 def test_numbers_that_count_no_slices_are_no_matter(tmp_path):
