@@ -128,6 +128,15 @@ def test_tiffs_of_any_byte_order_and_size_are_read(tmp_path):
         np.testing.assert_array_equal(volume.slices, pixels[None].astype(np.uint16) * 257)
 
 
+def test_pages_of_sixteen_bits_a_colour_are_refused(tmp_path):
+    path = save_tiff16(tmp_path / "stack.tif", head().slices[5].astype(np.uint16) * 257)
+    data = path.read_bytes()
+    directory = data[struct.unpack("<I", data[4:8])[0] :]
+    path.write_bytes(data[:-4] + struct.pack("<I", len(data)) + directory)  # a second page, of the same pixels
+    with pytest.raises(VolumeFileError, match=r"'stack\.tif' has pages of 16 bits per colour channel"):
+        read_volume(path)
+
+
 def test_too_many_files_or_bytes_are_refused_unread(tmp_path, monkeypatch):
     save_slices(tmp_path, head().slices)
     (tmp_path / "notes.bin").write_bytes(b"1" * 1_000_000)  # not read, so it does not count
@@ -191,6 +200,9 @@ def test_a_hundred_megapixel_page_is_refused_before_it_is_decoded(tmp_path, monk
     Image.new("L", (10_000, 10_000)).save(tmp_path / "huge.png")
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
     with pytest.raises(VolumeFileError, match=r"10,000×10,000 pixels, which is too large"):
+        read_volume([tmp_path / "huge.png"])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # Pillow's own limit, which such files may also exceed
+    with pytest.raises(VolumeFileError, match=r"'huge\.png' has too many pixels"):
         read_volume([tmp_path / "huge.png"])
 
 

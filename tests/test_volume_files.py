@@ -52,6 +52,7 @@ FLAIR = 1
         ("BraTS-GLI-00000-000-t2w", "other"),
         ("ep2d_diff DWI b1000", "other"),
         ("flair/img_*", "flair"),
+        ("t1/flair_*", "flair"),
         ("TCGA_CS_4941_19960909_*", None),
         ("IM_0001", None),
         ("AX T1 FLAIR", "pre"),
@@ -282,7 +283,9 @@ def test_a_folder_is_read_as_an_archive_of_it(tmp_path):
 
 def test_pages_of_a_tiff_are_slices(tmp_path):
     slices = head().slices
-    np.testing.assert_array_equal(read_volume([save_pages(tmp_path / "stack.tif", slices)]).slices, slices)
+    volume = read_volume([save_pages(tmp_path / "stack.tif", slices)])
+    np.testing.assert_array_equal(volume.slices, slices)
+    assert volume.description.endswith("pre-contrast T1 + FLAIR + post-contrast T1")
     deep = slices[..., FLAIR].astype(np.uint16) * 257
     volume = read_volume([save_pages(tmp_path / "flair.tif", deep)])
     np.testing.assert_array_equal(volume.slices, deep)
@@ -390,6 +393,15 @@ def test_a_mask_on_other_voxels_or_an_image_is_no_mask(tmp_path):
     ):
         with pytest.raises(VolumeFileError, match=why):
             read_mask([path], volume)
+
+
+def test_a_mask_beside_its_volume_is_left_out_and_said(tmp_path):
+    flair, mask = head().slices[..., FLAIR], head().mask
+    paths = [save_nifti(tmp_path / "flair.nii", flair[:2]), save_nifti(tmp_path / "flair_mask.nii", mask[:2])]
+    volume = read_volume(paths)
+    np.testing.assert_array_equal(volume.slices, flair[:2])
+    assert volume.description == "2 axial slices of 64×48 pixels, 5.0×0.75×0.80 mm, FLAIR only"
+    assert volume.warnings == ("1 mask file(s) were left out, such as 'flair_mask.nii'.",)
 
 
 def test_labels_and_colours_of_a_mask_are_all_lesion(tmp_path):
