@@ -19,6 +19,7 @@ NO_SPACING = "image files do not give it"
 LOSSY = "JPEG mixes the sequences of neighbouring pixels, which moves the outline: give PNG or TIFF if there is one."
 SEQUENCE_DIGIT = re.compile(r"(?i)t[12](?=[a-z_+\-. ]|$)")  # the number in T1 or T2 is no slice's
 NUMBER = re.compile(r"\d+")
+NO_NUMBER = -1  # of a file whose name has none
 
 
 def slice_number(stem: str) -> tuple[str, int | None]:
@@ -45,7 +46,7 @@ def read_stacks(files: Sequence[InputFile], *, mask: bool = False) -> list[Scan]
     for file in files:
         name, number = slice_number(file.stem)
         folder = file.name.rpartition("/")[0]
-        groups[folder, name].append((-1 if number is None else number, file))
+        groups[folder, name].append((NO_NUMBER if number is None else number, file))
     return [
         read_stack(f"{folder}/{name}" if folder else name, sorted(members, key=lambda item: item[0]), mask)
         for (folder, name), members in groups.items()
@@ -56,9 +57,8 @@ def read_stack(name: str, members: list[tuple[int, InputFile]], mask: bool) -> S
     numbers = [number for number, _ in members]
     if twice := {number for number in numbers if numbers.count(number) > 1}:
         same = [file.name for number, file in members if number == min(twice)]
-        raise VolumeFileError(
-            f"The slice {min(twice)} is there {len(same)} times: {', '.join(same[:3])}. Leave one in."
-        )
+        what = repr(name) if min(twice) == NO_NUMBER else f"The slice {min(twice)}"
+        raise VolumeFileError(f"{what} is there {len(same)} times: {', '.join(same[:3])}. Leave one in.")
     label = members[0][1].name if len(members) == 1 else name
     pages, names = [], []
     for left, (_, file) in zip(range(len(members) - 1, -1, -1), members, strict=True):

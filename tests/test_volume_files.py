@@ -577,6 +577,13 @@ def test_slices_that_do_not_belong_together_are_refused(tmp_path):
     (tmp_path / "TCGA_CS_4941_19960909_1.png").unlink(missing_ok=True)
 
 
+def test_a_slice_without_a_number_that_is_there_twice_is_named(tmp_path):
+    for name in ("flair.png", "flair.tif"):
+        Image.fromarray(head().slices[5]).save(tmp_path / name)
+    with pytest.raises(VolumeFileError, match=r"^'flair' is there 2 times: flair\.png, flair\.tif\. Leave one in\.$"):
+        read_volume(tmp_path)
+
+
 def test_files_of_different_kinds_or_patients_are_refused(tmp_path):
     slices = save_slices(tmp_path, head().slices)
     volume = save_nifti(tmp_path / "flair.nii", head().slices[..., 1])
