@@ -18,6 +18,7 @@ from modeling.volume_files import read_volume
 
 FLAIR = head().slices[..., 1]
 AXIAL = ((0, -1), (1, -1), (2, 1))
+CORONAL = ((0, -1), (2, 1), (1, -1))
 ORIENTATIONS = [
     AXIAL,
     ((0, 1), (1, 1), (2, -1)),
@@ -99,7 +100,7 @@ def test_the_object_says_what_it_is_and_whose(tmp_path):
     (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
     assert algorithm.AlgorithmName == "unet_5level" + "x" * 53
     assert algorithm.AlgorithmVersion == "ab" * 32
-    assert "threshold=0.4" in algorithm.AlgorithmParameters.split(",")
+    assert {"threshold=0.4", "weights_sha256=" + "ab" * 32} <= set(algorithm.AlgorithmParameters.split(","))
     assert [header.to_json() for header in volume.headers] == before, "the headers of the input were changed"
 
 
@@ -111,13 +112,14 @@ def test_an_empty_mask_has_an_empty_frame_for_each_slice(tmp_path):
 
 
 def test_what_anonymisers_blank_is_left_empty(tmp_path):
-    names = ("PatientName", "PatientID", "PatientSex", "StudyID", "StudyTime", "SliceThickness", "SpecificCharacterSet")
-    volume = read_volume(save_dicom(tmp_path, FLAIR, Modality="", **dict.fromkeys(names)))
+    patient = ("PatientName", "PatientID", "PatientSex", "PatientBirthDate")
+    study = ("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "SliceThickness", "SpecificCharacterSet")
+    volume = read_volume(save_dicom(tmp_path, FLAIR, CORONAL, Modality="", **dict.fromkeys(patient + study)))
     assert volume.warnings == ()
     segmentation = segmentation_of(tmp_path / "seg.dcm", head().mask, volume)
     assert segmentation.PatientID == ""
     measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-    assert measures.SliceThickness == pytest.approx(SPACING[0])
+    assert measures.SliceThickness == measures.SpacingBetweenSlices == pytest.approx(SPACING[1])
 
 
 def test_the_distance_between_slices_is_theirs_and_not_the_gap_that_scanners_store(tmp_path):
@@ -159,6 +161,7 @@ def test_directions_that_differ_by_rounding_are_one(tmp_path):
         ({"FrameOfReferenceUID": None}, "12 of the 12 DICOM headers lack FrameOfReferenceUID"),
         ({"ImagePositionPatient": None}, "lack ImagePositionPatient"),
         ({"PixelSpacing": None}, "lack PixelSpacing"),
+        ({"StudyInstanceUID": None}, "lack StudyInstanceUID"),
         ({"SOPClassUID": "1.2.3.4.5"}, "hold what none can be made of"),
         ({"PatientSex": "X"}, "hold what none can be made of"),
     ],
@@ -169,6 +172,15 @@ def test_without_what_it_needs_there_is_a_reason_instead(tmp_path, attributes, w
     with pytest.raises(DicomSegmentationError, match=why):
         segmentation_of(tmp_path / "seg.dcm", head().mask, volume)
     assert not (tmp_path / "seg.dcm").exists()
+
+
+def test_a_single_header_that_lacks_what_it_needs_is_counted(tmp_path):
+    files = save_dicom(tmp_path, FLAIR)
+    header = dcmread(files[7])
+    del header.FrameOfReferenceUID
+    header.save_as(files[7])
+    with pytest.raises(DicomSegmentationError, match="1 of the 12 DICOM headers lack FrameOfReferenceUID"):
+        segmentation_of(tmp_path / "seg.dcm", head().mask, read_volume(files))
 
 
 def test_the_reason_does_not_tell_the_patients_data(tmp_path):
@@ -370,7 +382,7 @@ def test_slices_without_positions_are_sorted_by_their_numbers(tmp_path):
 
 
 def test_a_series_that_was_not_acquired_in_axial_slices_is_said_to_be_so(tmp_path):
-    files = save_dicom(tmp_path, np.repeat(FLAIR, 4, axis=0), ((0, -1), (2, 1), (1, -1)))
+    files = save_dicom(tmp_path, np.repeat(FLAIR, 4, axis=0), CORONAL)
     assert read_volume(files).warnings == ()
     for file in files:
         header = dcmread(file)
@@ -402,6 +414,9 @@ def test_slices_may_lie_a_tenth_of_their_distance_off(tmp_path, millimetres, eve
     volume = read_volume(files)
     assert (volume.spacing is not None) == even
     assert even or "4.7 to 5.3 mm apart" in volume.no_spacing
+    segmentation = segmentation_of(tmp_path / "seg.dcm", head().mask, volume)
+    measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert ("SpacingBetweenSlices" in measures) == even
 
 
 @pytest.mark.parametrize("attributes", [{}, {"ImagePositionPatient": None}])
@@ -430,6 +445,8 @@ def test_slices_that_are_shifted_one_to_the_next_stay_where_they_are(tmp_path):
     segmentation = segmentation_of(tmp_path / "seg.dcm", head().mask, volume)
     positions = {header.SOPInstanceUID: list(header.ImagePositionPatient) for header in map(dcmread, files)}
     assert len(segmentation.PerFrameFunctionalGroupsSequence) == head().mask.any(axis=(1, 2)).sum()
+    measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SpacingBetweenSlices == pytest.approx(SPACING[0]), "between the planes"
     for groups in segmentation.PerFrameFunctionalGroupsSequence:
         source = groups.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
         assert list(groups.PlanePositionSequence[0].ImagePositionPatient) == pytest.approx(positions[source], abs=1e-3)

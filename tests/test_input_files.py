@@ -116,6 +116,7 @@ def test_archives_as_other_programs_make_them_are_read(tmp_path):
         archive.comment = b"made on Windows" * 1000
     volume = read_volume(path)
     np.testing.assert_array_equal(volume.slices, slices)
+    assert volume.slice_names == tuple(map(str, range(1, 13)))
     assert volume.warnings == ()
 
 
