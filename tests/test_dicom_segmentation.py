@@ -26,7 +26,7 @@ ORIENTATIONS = [
     ((2, 1), (1, -1), (0, 1)),
     ((0, 1), (2, -1), (1, -1)),
 ]
-MADE_WITH = {"model": "unet\\5level" + "x" * 80, "weights_sha256": "ab" * 32, "parameters": {"threshold": 0.4}}
+MADE_WITH = {"model": "unet\\5\nlevel" + "x" * 80, "weights_sha256": "ab" * 32, "parameters": {"threshold": 0.4}}
 
 
 def segmentation_of(path, mask, volume) -> hd.seg.Segmentation:
@@ -98,7 +98,7 @@ def test_the_object_says_what_it_is_and_whose(tmp_path):
     assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == "52988006"
     assert segment.AnatomicRegionSequence[0].CodeValue == "12738006"
     (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
-    assert algorithm.AlgorithmName == "unet_5level" + "x" * 53
+    assert algorithm.AlgorithmName == "unet_5_level" + "x" * 52
     assert algorithm.AlgorithmVersion == "ab" * 32
     assert {"threshold=0.4", "weights_sha256=" + "ab" * 32} <= set(algorithm.AlgorithmParameters.split(","))
     assert [header.to_json() for header in volume.headers] == before, "the headers of the input were changed"

@@ -164,12 +164,14 @@ def test_sequences_that_cannot_be_told_apart_are_refused_with_the_names_to_give(
 
 def test_where_a_volume_lies_and_what_its_slices_are_called_is_as_of_flair(tmp_path):
     slices = head().slices
-    files = [
-        save_nifti(tmp_path / f"{name}.nii", slices[..., channel], orientation=ORIENTATIONS[channel])
-        for channel, name in enumerate(("t1", "flair"))
-    ]
+    files = [save_nifti(tmp_path / "t1.nii", slices[..., 0]), tmp_path / "flair.nii"]
+    flair = as_nifti(slices[..., 1], ORIENTATIONS[13])
+    flair.header.set_zooms((3, 3, 3))
+    flair.to_filename(files[1])
     for paths in (files, files[::-1]):
-        np.testing.assert_allclose(read_volume(paths).geometry.affine, nib.load(files[1]).affine)
+        volume = read_volume(paths)
+        np.testing.assert_allclose(volume.geometry.affine, flair.affine)
+        assert any("'flair.nii' gives two sizes" in warning for warning in volume.warnings)
     t1, case = save_pages(tmp_path / "t1.tif", slices[..., 0]), tmp_path / "case"
     (case / "flair").mkdir(parents=True)
     save_slices(case / "flair", slices[..., 1], "{}.png")
@@ -217,6 +219,7 @@ def test_a_sequence_in_colour_beside_others_is_left_out_and_flair_in_colour_is_r
         ("unmasked_flair.nii.gz", False),
         ("flair_masked.nii", False),
         ("segal_flair.nii", False),
+        ("hanseg_flair.nii", False),
         ("masks/flair.nii", False),
     ],
 )
