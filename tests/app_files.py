@@ -24,15 +24,15 @@ def make_slice(height: int = 90, width: int = 70, seed: int = 0) -> np.ndarray:
 
 
 def save_png16(path: Path, pixels: np.ndarray) -> Path:
-    """A 16-bit RGB PNG of (H, W, 3) uint16; Pillow cannot write one."""
-    height, width, _ = pixels.shape
+    """A 16-bit PNG of (H, W, 3) or, with alpha, (H, W, 4) uint16; Pillow cannot write one."""
+    height, width, channels = pixels.shape
     rows = pixels.astype(">u2").reshape(height, -1).view(np.uint8)
     data = np.concatenate([np.zeros((height, 1), np.uint8), rows], axis=1).tobytes()
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
     )

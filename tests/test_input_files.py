@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from app_files import save_tiff16
+from app_files import save_png16, save_tiff16
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 from pydicom import dcmread
@@ -127,6 +127,14 @@ def test_tiffs_of_any_byte_order_and_size_are_read(tmp_path):
     for order in "<>":
         volume = read_volume(save_tiff16(tmp_path / "slice.tif", pixels.astype(np.uint16) * 257, order))
         np.testing.assert_array_equal(volume.slices, pixels[None].astype(np.uint16) * 257)
+
+
+def test_opaque_alpha_is_dropped_but_refused_at_sixteen_bits(tmp_path):
+    pixels = np.dstack([head().slices[5], np.full((64, 48), 255, np.uint8)])
+    Image.fromarray(pixels).save(tmp_path / "opaque.png")
+    np.testing.assert_array_equal(read_volume(tmp_path / "opaque.png").slices, pixels[None, ..., :3])
+    with pytest.raises(VolumeFileError, match=r"'deep\.png' has a transparency \(alpha\) channel"):
+        read_volume(save_png16(tmp_path / "deep.png", pixels.astype(np.uint16) * 257))
 
 
 def test_pages_of_sixteen_bits_a_colour_are_refused(tmp_path):
