@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from modeling.attention_map import attention_from_point, draw_attention
-from modeling.visualization import REFERENCE_COLOR
+from modeling.visualization import REFERENCE_COLOR, heatmap_colors
 
 FLAIR = np.arange(48 * 40, dtype=np.float32).reshape(48, 40)
 
@@ -70,6 +70,8 @@ def test_attention_covers_and_shines_the_more_the_larger_it_is():
     )
     assert (np.diff(on_black.sum(axis=-1)) > 0).all()
     assert (np.diff((on_white - on_black).sum(axis=-1)) < 0).all()
+    even = np.asarray(draw_attention(black, np.ones((2, 4)), (39, 0), 32))
+    np.testing.assert_allclose(even[16, 48], 0.75 * heatmap_colors(np.ones(1))[0], atol=1)
 
 
 @pytest.mark.parametrize(

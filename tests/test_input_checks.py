@@ -64,6 +64,9 @@ def test_inverted_contrast_is_told_from_a_frame():
         assert found(framed(pixels, 0)) == []
     pre, flair, post = np.moveaxis(slice_of(), -1, 0)
     assert found(np.stack([pre, 255 - flair, post], axis=-1)) == ["inverted"], "the model outlines on FLAIR"
+    spotted = 180 - flair
+    spotted[60:72, 60:72] = 255
+    assert found(spotted) == ["inverted"], "air may be no brighter than two thirds"
     hot = (255 - flair).astype(np.uint16)
     hot[64, 64] = 5000
     assert found(hot) == ["inverted"], "one pixel is no scale"
@@ -124,7 +127,7 @@ def test_the_plane_is_told_by_a_whole_and_large_head_alone():
     assert found(turned[:, 26:]) == found(turned[:, :-26]) == [], "cut off on one side"
     assert found(np.pad(turned[::2, ::2], ((32, 32), (32, 32), (0, 0)))) == [], "small, as at the top of a head"
     dark_inside = turned.copy()
-    dark_inside[ndimage.binary_erosion(turned[..., FLAIR] > 40, iterations=6)] //= 12
+    dark_inside[ndimage.binary_erosion(ndimage.binary_fill_holes(turned[..., FLAIR] > 40), iterations=8)] //= 12
     assert found(dark_inside) == ["plane"]
     beside = turned.copy()
     beside[8:16, 8:16] = 150
