@@ -252,8 +252,8 @@ def test_a_study_whose_flair_cannot_be_read_is_refused_with_the_reason(tmp_path)
 def test_series_without_a_description_are_called_by_their_protocol_or_folder(tmp_path):
     for name, channel, attributes in (
         ("flair", 1, {}),
-        ("post", 2, {"ProtocolName": "T1 GD"}),
-        ("pre", 0, {"SeriesDescription": "AX T1 W/O CONTRAST"}),  # the slash leads to no folder
+        ("second", 2, {"ProtocolName": "T1 GD"}),
+        ("third", 0, {"SeriesDescription": "AX T1 W/O CONTRAST"}),  # the slash leads to no folder
     ):
         (tmp_path / name).mkdir()
         save_dicom(tmp_path / name, head().slices[..., channel], **({"SeriesDescription": None} | attributes))

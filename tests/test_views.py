@@ -73,7 +73,11 @@ def test_views_are_cropped_where_each_shows_the_head(processor):
 def test_views_disagree_by_twice_their_standard_deviation(tiny_unet, processor):
     volume, _ = make_volume()
     each = [view.undo(predict_volume(tiny_unet, processor, view.of(volume))) for view in VIEWS]
-    spread = disagreement(tiny_unet, processor, volume, each[0])
+    steps = []
+    spread = disagreement(
+        tiny_unet, processor, volume, each[0], progress=lambda slices: steps.append(len(slices)) or slices
+    )
+    assert steps == [5, 5, 5], "in three views, the slices that show something"
     np.testing.assert_allclose(spread, 2 * np.std(each, axis=0), atol=2e-3)
     assert spread.max() > 0.01
 
