@@ -1,6 +1,7 @@
 """The checks of uploaded images: silent on heads, and each of them heard on what it is for."""
 
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from hub_dataset.phantom import phantom_volume
-from modeling.input_checks import check_slice, check_volume
+from modeling.input_checks import check_slice, check_volume, warnings_of
 
 FLAIR = 1
 DEFECTS = ("inverted", "colour map", "frame", "plane", "not a head")
@@ -154,6 +155,13 @@ def test_a_volume_is_judged_by_most_of_its_slices():
         assert [finding.check for finding in check_volume(slices)] == checks
     assert [finding.check for finding in check_volume(255 - head())] == ["inverted"]
     assert check_volume(255 - head()[12:13]) == check_slice(255 - head()[12])
+
+
+def test_what_the_reader_found_odd_comes_before_what_the_images_look_like():
+    volume = SimpleNamespace(slices=255 - head(), warnings=("Some slices are missing.",), spacing=None)
+    odd, inverted = warnings_of(volume)
+    assert odd == "Some slices are missing."
+    assert "invert the image" in inverted
 
 
 def test_what_the_processor_refuses_is_left_to_it():
