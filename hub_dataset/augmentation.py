@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 PRE_CONTRAST, FLAIR, POST_CONTRAST = range(3)
 FLAIR_ALONE = (PRE_CONTRAST, POST_CONTRAST)  # the channels to copy it into
-KNOTS = (-8, -4, -2, -1, 0, 1, 2, 3, 4, 6, 8)  # in robust standard deviations
 COPIES = ((PRE_CONTRAST,), (POST_CONTRAST,), FLAIR_ALONE)
 
 
@@ -28,7 +27,6 @@ class SliceAugmentation:
         volume_share: weight of the volume's median and spread in the normalisation, see `normalize_intensities`.
         noise: standard deviation of white noise, in normalised intensities.
         noise_seed: seed of that noise.
-        slopes: of each channel's intensity curve between neighbouring `KNOTS`, or nothing for a straight line.
     """
 
     flair_copies: tuple[int, ...] = ()
@@ -44,7 +42,6 @@ class SliceAugmentation:
     volume_share: float = 0.0
     noise: float = 0.0
     noise_seed: int = field(default=0, repr=False)
-    slopes: tuple[tuple[float, ...], ...] = ()
 
 
 def sample_augmentation(
@@ -76,9 +73,6 @@ def sample_augmentation(
         noise=float(generator.uniform(0, 0.15 * strength)) if generator.random() < 0.3 else 0.0,
         noise_seed=int(generator.integers(2**31)),
         volume_share=float(generator.uniform(0, min(2 * volume_share, 1))),
-        slopes=tuple(map(tuple, np.exp(within(0.5, (3, len(KNOTS) - 1)))))
-        if np.random.default_rng(generator.integers(2**31)).random() < 0.5
-        else (),
     )
 
 
@@ -144,12 +138,6 @@ def change_intensities(image: torch.Tensor, augmentation: SliceAugmentation, cli
         # The curve is bent over [0, 1] and shifted so that the median of the brain, at zero, stays where it is.
         unit = ((image + clip) / (2 * clip)).clamp(0, 1)  # interpolation may overshoot by a rounding error
         image = 2 * clip * (unit**gamma - 0.5**gamma)
-    if augmentation.slopes:
-        curves = np.cumsum(np.diff(KNOTS) * np.array(augmentation.slopes), axis=1)
-        curves = np.concatenate([np.zeros((3, 1)), curves], axis=1)
-        curves -= curves[:, KNOTS.index(0), None]  # the median of the brain, at zero, stays where it is
-        bent = [np.interp(channel, KNOTS, curve) for channel, curve in zip(image.numpy(), curves, strict=True)]
-        image = torch.from_numpy(np.stack(bent)).to(image.dtype)
     image = image * contrast + brightness
     if augmentation.noise:
         generator = torch.Generator().manual_seed(augmentation.noise_seed)
