@@ -1,4 +1,4 @@
-"""A patient's files, alone, in folders and in zips -> one volume: sequences, slices, pages, masks, what is refused."""
+"""A patient's files, alone, in folders and in zips -> one volume: which sequence is which, and what is refused."""
 
 import gzip
 import io
@@ -21,14 +21,10 @@ from volume_samples import (
 )
 
 from modeling import image_stacks, nifti_files, scans
-from modeling.input_files import InputFile, VolumeFileError
-from modeling.nifti_files import write_nifti
-from modeling.volume_files import is_mask, read_mask, read_volume, sequence_of
+from modeling.input_files import VolumeFileError
+from modeling.volume_files import read_volume, sequence_of
 
 FLAIR = 1
-
-
-# Several sequences
 
 
 @pytest.mark.parametrize(
@@ -205,47 +201,10 @@ def test_a_sequence_in_colour_beside_others_is_left_out_and_flair_in_colour_is_r
         read_volume([save_pages(tmp_path / "flair.tif", slices), save_pages(tmp_path / "t1.tif", slices[..., 0])])
 
 
-@pytest.mark.parametrize(
-    ("name", "mask"),
-    [
-        ("TCGA_CS_4941_19960909_1_mask.tif", True),
-        ("MASK.png", True),
-        ("mask2.nii.gz", True),
-        ("BraTS-GLI-00000-000-seg.nii.gz", True),
-        ("lesion segmentation.nii", True),
-        ("labels.tif", True),
-        ("flair-label.nii.gz", True),
-        ("roi_1.png", True),
-        ("unmasked_flair.nii.gz", False),
-        ("flair_masked.nii", False),
-        ("segal_flair.nii", False),
-        ("hanseg_flair.nii", False),
-        ("masks/flair.nii", False),
-    ],
-)
-def test_masks_are_told_by_their_names(name, mask):
-    assert is_mask(InputFile(name, "nifti", bytes)) == mask
-
-
 def test_a_single_sequence_is_flair_and_its_name_may_say_otherwise(tmp_path):
     volume = read_volume([save_nifti(tmp_path / "t1ce.nii", head().slices[..., 1])])
     np.testing.assert_array_equal(volume.slices, head().slices[..., 1])
     assert any("does not sound like FLAIR" in warning for warning in volume.warnings)
-
-
-# Slices and pages
-
-
-def test_the_datasets_slices_are_sorted_as_numbers_and_its_masks_are_left_out(tmp_path):
-    slices, mask = head()
-    paths = save_slices(tmp_path, slices)
-    paths += save_slices(tmp_path, mask.astype(np.uint8) * 255, "TCGA_CS_4941_19960909_{}_mask.tif")
-    volume = read_volume(paths)
-    np.testing.assert_array_equal(volume.slices, slices)
-    assert volume.spacing is None
-    assert volume.slice_names[1] == "TCGA_CS_4941_19960909_2"
-    assert volume.warnings == ("12 mask file(s) were left out, such as 'TCGA_CS_4941_19960909_10_mask.tif'.",)
-    np.testing.assert_array_equal(read_mask(paths, volume), mask)
 
 
 def test_a_zip_of_slices_is_read_without_its_litter(tmp_path):
@@ -284,18 +243,6 @@ def test_a_folder_is_read_as_an_archive_of_it(tmp_path):
         read_volume(tmp_path / "missing")
 
 
-def test_pages_of_a_tiff_are_slices(tmp_path):
-    slices = head().slices
-    volume = read_volume([save_pages(tmp_path / "stack.tif", slices)])
-    np.testing.assert_array_equal(volume.slices, slices)
-    assert volume.description.endswith("pre-contrast T1 + FLAIR + post-contrast T1")
-    deep = slices[..., FLAIR].astype(np.uint16) * 257
-    volume = read_volume([save_pages(tmp_path / "flair.tif", deep)])
-    np.testing.assert_array_equal(volume.slices, deep)
-    assert "FLAIR only" in volume.description
-    assert volume.slice_names is None
-
-
 def test_a_sequence_per_folder_or_name_becomes_one_volume(tmp_path):
     slices = head().slices
     members = {}
@@ -305,143 +252,6 @@ def test_a_sequence_per_folder_or_name_becomes_one_volume(tmp_path):
     order = np.argsort([str(number) for number in range(1, 13)])  # as save_slices sorts them
     volume = read_volume([save_zip(tmp_path / "case.zip", members)])
     np.testing.assert_array_equal(volume.slices, slices[order])
-
-
-def test_one_slice_is_a_volume_of_one(tmp_path):
-    Image.fromarray(head().slices[5]).save(tmp_path / "slice.png")
-    volume = read_volume([tmp_path / "slice.png"])
-    np.testing.assert_array_equal(volume.slices, head().slices[5:6])
-    assert volume.description.startswith("1 axial slice of")
-
-
-def test_grey_saved_in_colour_is_flair_alone(tmp_path):
-    grey = np.repeat(head().slices[..., 1:2], 3, axis=-1)
-    volume = read_volume([save_pages(tmp_path / "stack.tif", grey)])
-    np.testing.assert_array_equal(volume.slices, grey[..., 0])
-    assert any("channels of 'stack.tif' are the same" in warning for warning in volume.warnings)
-
-
-def test_a_gap_in_the_numbers_is_said(tmp_path):
-    paths = [path for path in save_slices(tmp_path, head().slices) if not path.stem.endswith("_7")]
-    (warning,) = read_volume(paths).warnings
-    assert warning.startswith("Between the slices 1 and 12 of ")
-    assert warning.endswith(" some are missing: 7.")
-
-
-@pytest.mark.parametrize("pattern", ["img{}_T1.png", "case2_{}_t2.png", "t1_{}.png", "{}_T1-FLAIR.png"])
-def test_the_number_in_a_sequences_name_is_no_slices(tmp_path, pattern):
-    save_slices(tmp_path, head().slices, pattern)
-    volume = read_volume(tmp_path)
-    np.testing.assert_array_equal(volume.slices, head().slices)
-    assert volume.warnings == ()
-
-
-def test_colours_in_jpeg_are_suspected_though_the_first_slice_is_black(tmp_path):
-    slices = head().slices.copy()
-    slices[0] = 0
-    save_slices(tmp_path, slices, "{}.png")
-    assert read_volume(tmp_path).warnings == ()
-    for path in tmp_path.iterdir():
-        path.unlink()
-    save_slices(tmp_path, slices, "slice{}.jpg")
-    (warning,) = read_volume(tmp_path).warnings
-    assert warning.startswith("'slice*' is JPEG in colour")
-    save_slices(tmp_path, slices[..., FLAIR], "slice{}.jpg")
-    assert read_volume(tmp_path).warnings == ()
-
-
-def test_slices_keep_their_bit_depth_and_their_names(tmp_path):
-    flair = head().slices[..., FLAIR]
-    for dtype in (np.uint8, np.uint16, np.float32):
-        slices = flair.astype(dtype) * dtype(2.5)
-        save_slices(tmp_path, slices, "{}.tif")
-        volume = read_volume(tmp_path)
-        assert volume.slices.dtype == dtype
-        np.testing.assert_array_equal(volume.slices, slices)
-        assert volume.slice_names == tuple(map(str, range(1, 13)))
-    Image.fromarray(flair[6]).save(tmp_path / "7.tif")
-    with pytest.raises(VolumeFileError, match=r"'1\.tif' is 64×48 pixels, grey, float32, '7\.tif' .* grey, uint8"):
-        read_volume(tmp_path)
-
-
-def test_numbers_that_count_no_slices_are_no_matter(tmp_path):
-    """As those that end a DICOM file's name, which is its identifier."""
-    for name, pixels in zip(("1.2.826.10", f"1.2.826.{10**30}"), head().slices, strict=False):
-        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    volume = read_volume(tmp_path)
-    np.testing.assert_array_equal(volume.slices, head().slices[:2])
-    assert any("some are missing: 11, 12, 13, 14, 15, …" in warning for warning in volume.warnings)
-
-
-def test_a_mask_on_other_voxels_or_an_image_is_no_mask(tmp_path):
-    flair, mask = head().slices[..., FLAIR], head().mask
-    volume = read_volume([save_nifti(tmp_path / "flair.nii", flair)])
-    np.testing.assert_array_equal(read_mask([save_pages(tmp_path / "m.tif", mask)], volume), mask)
-    empty = save_nifti(tmp_path / "empty.nii", np.zeros_like(mask))
-    assert not read_mask([empty], volume).any()
-
-    def moved(millimetres):
-        return AFFINE + np.array([[0, 0, 0, millimetres]] + [[0] * 4] * 3)
-
-    # A tenth of a voxel, of 0.75 mm here, may be rounding.
-    np.testing.assert_array_equal(read_mask([save_nifti(tmp_path / "m.nii", mask, affine=moved(0.06))], volume), mask)
-    larger, first = AFFINE.copy(), [47, 63, 0, 1]  # the first voxel of the axial volume stays in place
-    larger[:3, :3] *= 1.01  # which adds up
-    larger[:3, 3] += (AFFINE @ first - larger @ first)[:3]
-    for path, why in (
-        (tmp_path / "flair.nii", "an image rather than a mask"),
-        (save_nifti(tmp_path / "short.nii", mask[:-1]), r"instead of 12×64×48 \(slices×rows×columns\)\."),
-        (save_nifti(tmp_path / "moved.nii", mask, affine=moved(0.09)), r"another position or orientation\."),
-        (save_nifti(tmp_path / "larger.nii", mask, affine=larger), r"another position or orientation\."),
-    ):
-        with pytest.raises(VolumeFileError, match=why):
-            read_mask([path], volume)
-
-
-def test_a_mask_beside_its_volume_is_left_out_and_said(tmp_path):
-    flair, mask = head().slices[..., FLAIR], head().mask
-    paths = [save_nifti(tmp_path / "flair.nii", flair[:2]), save_nifti(tmp_path / "flair_mask.nii", mask[:2])]
-    volume = read_volume(paths)
-    np.testing.assert_array_equal(volume.slices, flair[:2])
-    assert volume.description == "2 axial slices of 64×48 pixels, 5.0×0.75×0.80 mm, FLAIR only"
-    assert volume.warnings == ("1 mask file(s) were left out, such as 'flair_mask.nii'.",)
-
-
-def test_labels_and_colours_of_a_mask_are_all_lesion(tmp_path):
-    flair, mask = head().slices[..., FLAIR], head().mask
-    volume = read_volume(save_nifti(tmp_path / "flair.nii", flair))
-    labels = np.where(mask, 1 + np.arange(48) % 4, 0).astype(np.uint8)
-    np.testing.assert_array_equal(read_mask(save_nifti(tmp_path / "seg.nii", labels), volume), mask)
-    red = np.zeros((*mask.shape, 3), np.uint8)
-    red[..., 0] = 255 * mask
-    np.testing.assert_array_equal(read_mask(save_pages(tmp_path / "mask.tif", red), volume), mask)
-    assert not read_mask(save_pages(tmp_path / "mask.tif", np.zeros_like(red)), volume).any()
-
-
-def test_several_masks_and_masks_of_no_use_are_refused(tmp_path):
-    flair, mask = head().slices[..., FLAIR], head().mask
-    volume = read_volume(save_nifti(tmp_path / "flair.nii", flair))
-    paths = [save_nifti(tmp_path / f"{name}.nii", mask) for name in ("a_mask", "b_mask")]
-    with pytest.raises(VolumeFileError, match=r"2 masks came \('a_mask\.nii', 'b_mask\.nii'\)"):
-        read_mask(paths, volume)
-    unknown = mask.astype(np.float32)
-    unknown[0, 0, 0] = np.nan
-    with pytest.raises(VolumeFileError, match="NaN or infinite"):
-        read_mask(save_nifti(tmp_path / "mask.nii", unknown), volume)
-    with pytest.raises(VolumeFileError, match="A mask is not read from DICOM"):
-        read_mask(save_dicom(tmp_path, mask), volume)
-
-
-def test_a_mask_comes_back_as_it_was_written_where_the_volume_has_no_orientation(tmp_path):
-    slices, mask = head()
-    volume = read_volume(save_pages(tmp_path / "stack.tif", slices))
-    write_nifti(tmp_path / "mask.nii.gz", mask, volume.geometry)
-    np.testing.assert_array_equal(read_mask(tmp_path / "mask.nii.gz", volume), mask)
-    save_nifti(tmp_path / "oriented.nii", mask)
-    np.testing.assert_array_equal(read_mask(tmp_path / "oriented.nii", volume), mask)
-
-
-# What cannot be read
 
 
 def nifti_bytes(at: int = 0, content: bytes = b"") -> bytes:
@@ -561,30 +371,6 @@ def test_a_volume_at_a_limit_is_read_and_one_above_it_refused(tmp_path, monkeypa
 def test_slices_of_32_pixels_are_large_enough(tmp_path):
     flair = head().slices[:, 16:48, 8:40, FLAIR]
     np.testing.assert_array_equal(read_volume(save_nifti(tmp_path / "flair.nii", flair)).slices, flair)
-
-
-def test_slices_that_do_not_belong_together_are_refused(tmp_path):
-    slices = head().slices
-    paths = save_slices(tmp_path, slices)
-    for change, why in (
-        (lambda: Image.fromarray(slices[0, :40]).save(paths[3]), "do not belong together"),
-        (lambda: Image.fromarray(slices[0, ..., 1]).save(paths[3]), "do not belong together"),
-        (lambda: Image.fromarray(slices[0]).save(paths[3].with_name("TCGA_CS_4941_19960909_07.tif")), "slice 7 is"),
-        (lambda: Image.fromarray(slices[0]).save(paths[3].with_suffix(".png")), "is there 2 times"),
-    ):
-        before = paths[3].read_bytes()
-        change()
-        with pytest.raises(VolumeFileError, match=why):
-            read_volume(sorted(tmp_path.iterdir()))
-        paths[3].write_bytes(before)
-    (tmp_path / "TCGA_CS_4941_19960909_1.png").unlink(missing_ok=True)
-
-
-def test_a_slice_without_a_number_that_is_there_twice_is_named(tmp_path):
-    for name in ("flair.png", "flair.tif"):
-        Image.fromarray(head().slices[5]).save(tmp_path / name)
-    with pytest.raises(VolumeFileError, match=r"^'flair' is there 2 times: flair\.png, flair\.tif\. Leave one in\.$"):
-        read_volume(tmp_path)
 
 
 def test_files_of_different_kinds_or_patients_are_refused(tmp_path):

@@ -21,6 +21,11 @@ ORIENTATIONS = [  # as nibabel has them: of each axis, which one it becomes, and
     for axes in itertools.permutations(range(3))
     for flips in itertools.product((1, -1), repeat=3)
 ]
+AXIAL, CORONAL, SAGITTAL = (  # of DICOM's columns, rows and slices, in the same way
+    ((0, -1), (1, -1), (2, 1)),
+    ((0, -1), (2, 1), (1, -1)),
+    ((2, 1), (1, -1), (0, 1)),
+)
 AFFINE = np.array([[0.8, 0, 0, -25], [0, 0.75, 0, -24], [0, 0, 5.0, -30], [0, 0, 0, 1]])  # to right, anterior, superior
 
 
@@ -55,7 +60,7 @@ def save_slices(folder: Path, slices: np.ndarray, pattern: str = "TCGA_CS_4941_1
 def save_dicom(
     folder: Path,
     axial: np.ndarray,
-    orientation=((0, -1), (1, -1), (2, 1)),
+    orientation=AXIAL,
     description: str = "AX T2 FLAIR",
     study: str = "1.2.3",
     **attributes,
