@@ -21,8 +21,9 @@ from tqdm import tqdm
 from evaluate import CHANNELS
 from hub_dataset.loading import load_split
 from hub_dataset.patients import group_by_patient, read_patient
+from modeling.brain_region import brain_region
 from modeling.command_line import command_parser
-from modeling.image_processing_brain_mri import FLAIR, brain_mask, to_channels
+from modeling.image_processing_brain_mri import FLAIR
 from modeling.inference import load_model, predict_volume
 from modeling.metrics import VolumeScores, score_volume
 from modeling.postprocessing import mask_from_probabilities
@@ -30,20 +31,11 @@ from modeling.postprocessing import mask_from_probabilities
 from .tables import SCORES, score_cells, table
 
 SUSPECTED = 0.3  # probability from which a voxel is left out of the fit
-ITERATIONS = 12  # of the fit, after which weights change no more
+ITERATIONS = 12  # of the weighted fit
 TUKEY = 2.5  # robust standard deviations from which a voxel has no weight
 SAMPLE = 40_000  # voxels of the fit
 LIMIT = 0.7  # of the field's logarithm, a factor of two
 AS_IT_IS, WHOLE, UNSUSPECTED = "as it is", "field of the whole brain out", "field without suspected lesion out"
-
-
-def brain_of(volume: np.ndarray) -> np.ndarray:
-    """The brain by the processor's rule: (S, H, W, 3) -> (S, H, W) bool."""
-    brain = np.zeros(volume.shape[:3], dtype=bool)
-    for image, mask in zip(volume, brain, strict=True):
-        if np.ptp(image[..., FLAIR]):
-            mask[:] = brain_mask(to_channels(image))
-    return brain
 
 
 def terms_of(shape: tuple[int, int, int]) -> list[np.ndarray]:
@@ -93,7 +85,7 @@ def without_field(volume: np.ndarray, suspected: np.ndarray | None = None) -> np
     Returns:
         (S, H, W, 3) float32.
     """
-    brain = brain_of(volume)
+    brain = np.stack(list(map(brain_region, volume)))
     where = brain if suspected is None else brain & ~suspected
     fields = [fit_field(channel, brain, where) for channel in np.moveaxis(volume, -1, 0)]
     return volume.astype(np.float32) * np.exp(-np.stack(fields, axis=-1))

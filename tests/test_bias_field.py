@@ -5,8 +5,9 @@ import pytest
 from inference_samples import Brightness
 
 from benchmarks import bias_field
-from benchmarks.bias_field import AS_IT_IS, UNSUSPECTED, WHOLE, brain_of, fit_field, terms_of, without_field
+from benchmarks.bias_field import AS_IT_IS, UNSUSPECTED, WHOLE, fit_field, terms_of, without_field
 from modeling import BrainMRIImageProcessor
+from modeling.brain_region import brain_region
 
 SHAPE = (8, 48, 44)
 
@@ -27,6 +28,10 @@ def field() -> np.ndarray:
     return 0.3 * x - 0.2 * y + 0.15 * x**2 + 0.1 * z * y + 0.1 * z**2
 
 
+def brain_of_volume(volume: np.ndarray) -> np.ndarray:
+    return np.stack(list(map(brain_region, volume)))
+
+
 def unevenness(volume: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Standard deviation of the logarithm of each channel."""
     return np.log(volume[where]).std(axis=0)
@@ -40,7 +45,7 @@ def test_terms_are_those_of_the_second_order():
 
 
 def test_a_field_is_found_and_taken_out(head, field):
-    brain = brain_of(head)
+    brain = brain_of_volume(head)
     shaded = head * np.exp(field)[..., None] * np.array([1, 0.5, 2])  # in channels of different scales
     np.testing.assert_allclose(
         fit_field(shaded[..., 1], brain, brain)[brain], (field - np.median(field[brain]))[brain], atol=0.02
@@ -57,7 +62,7 @@ def test_what_is_suspected_does_not_bend_the_field(head, field):
     lesion = (head[..., 0] > 0) & (x > 0.2)  # a third of the brain
     shaded = head * np.exp(field)[..., None]
     shaded[lesion] *= 1.15
-    brain = brain_of(shaded)
+    brain = brain_of_volume(shaded)
     kept, bent = without_field(shaded, lesion), without_field(shaded)
     contrast = [np.median(even[brain & lesion]) / np.median(even[brain & ~lesion]) for even in (kept, bent)]
     assert contrast[0] == pytest.approx(1.15, abs=0.03)
@@ -66,7 +71,7 @@ def test_what_is_suspected_does_not_bend_the_field(head, field):
 
 def test_a_field_has_its_limits_and_too_little_brain_has_none(head):
     x = terms_of(SHAPE)[2]
-    brain = brain_of(head)
+    brain = brain_of_volume(head)
     steep = fit_field(head[..., 0] * np.exp(3 * x), brain, brain)
     assert steep.max() == pytest.approx(0.7)
     assert steep.min() == pytest.approx(-0.7)

@@ -37,5 +37,5 @@ def memory_format_for(model: nn.Module, device: torch.device) -> torch.memory_fo
 
 
 def has_avx2_alone(device: torch.device) -> bool:
-    """Whether `device` is a CPU whose widest vectors are AVX2's. There PyTorch only emulates bf16."""
+    """Whether `device` is a CPU whose widest vectors are AVX2's, on which bf16 is far slower than float32."""
     return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
