@@ -280,20 +280,25 @@ def test_a_dropped_file_is_uploaded_in_its_place_and_never_opened_by_the_browser
     page = open_page()
     devtools = page.context.new_cdp_session(page)
 
-    def drop(place: str) -> None:
-        box = page.locator(place).first.bounding_box()
+    def drop(place: str) -> str:
+        """Drop a file in the middle of an element; what the page lets be done with it there."""
+        target = page.locator(place).first
+        target.scroll_into_view_if_needed()  # which waits until it moves no more
+        box = target.bounding_box()
         at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
         data = {"items": [], "files": [str(slice_file())], "dragOperationsMask": 1}
+        page.evaluate("() => { delete window.dragged; }")
         for kind in ("dragEnter", "dragOver", "drop"):
             devtools.send("Input.dispatchDragEvent", {"type": kind, **at, "data": data})
+        page.wait_for_function("() => window.dragged")
+        return page.evaluate("() => window.dragged.dropEffect")  # what all listeners have left
 
-    page.evaluate("addEventListener('dragover', (event) => (window.effect = event.dataTransfer.dropEffect))")
-    drop("#slice button")
+    page.evaluate("() => addEventListener('dragover', (event) => (window.dragged = event.dataTransfer), true)")
+    assert drop("#slice button") == "copy"
     says(page, "FLAIR slice, not outlined yet")
     for beside in ("#view .stage", "#slice", "#header"):
-        drop(beside)
-        page.wait_for_timeout(500)
-        assert page.evaluate("window.effect") == "none", beside
+        assert drop(beside) == "none", beside
+        page.wait_for_timeout(500)  # in which another page would open
         assert len(page.context.pages) == 1, beside
     says(page, "FLAIR slice, not outlined yet")
 
