@@ -25,6 +25,7 @@ GAVE_NAN = "The model gives NaN, as damaged weights do, and half precision where
 NOT_DONE = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "pad_size")  # options of other processors
 
 FOREGROUND = 0.1  # of the 99.5th percentile of FLAIR: above the noise, below cerebrospinal fluid at its brightest
+DIM = 0.25  # of the brightest slice's brain: where a slice is darker, it shows noise and the top of the scalp
 OCCUPIED = 0.06  # share of a row or column that must have signal to count as head rather than noise
 SCALP = 0.05  # of the square root of the head's area: how far its outline is moved inwards
 MINIMUM_BRAIN = 0.1  # of the head's pixels: where less is left inside, the whole head is taken
@@ -197,7 +198,7 @@ class SliceIntensities(NamedTuple):
     Attributes:
         statistics: (C, 2) float32, median and spread of each channel; the spread is the interquartile range.
         brain_pixels: the number of pixels behind them.
-        brightness: bright end of FLAIR above its lowest value.
+        brightness: median of FLAIR, as in `statistics`, above its lowest value in the slice.
         copied: (C,) bool, whether a channel is FLAIR, be it as a copy in the place of another sequence.
     """
 
@@ -227,14 +228,15 @@ def slice_intensities(image: np.ndarray) -> SliceIntensities:
         median, iqr = median_and_iqr(tissue)
         statistics[channel] = median, max(iqr, minimum_spread) or np.ptp(values)
     copied = (image == image[..., FLAIR, None]).all(axis=(0, 1))
-    return SliceIntensities(statistics, int(brain.sum()), float(bright_end(image[..., FLAIR])), copied)
+    brightness = float(statistics[FLAIR, 0] - image[..., FLAIR].min())
+    return SliceIntensities(statistics, int(brain.sum()), brightness, copied)
 
 
 def volume_intensities(slices: Sequence[SliceIntensities]) -> np.ndarray:
     """Median and spread of each channel in a whole volume: the medians of its slices', weighted by their brain pixels.
 
-    Slices that are dark beside the brightest one, with noise alone, do not count; nor, for another channel, do those
-    where FLAIR is in its place, unless it is in all.
+    Slices whose brain is dark beside the brightest one's do not count: above the head, noise fills the whole frame and
+    would outweigh the brain. Nor, for another channel, do those where FLAIR is in its place, unless it is in all.
 
     Returns:
         (C, 2) float32.
@@ -245,7 +247,7 @@ def volume_intensities(slices: Sequence[SliceIntensities]) -> np.ndarray:
     if not slices:
         raise ValueError("The intensities of a volume need at least one slice.")
     statistics, brain_pixels, brightness, copied = (np.array(values) for values in zip(*slices, strict=True))
-    weights = np.where(brightness > FOREGROUND * brightness.max(), brain_pixels, 0)[:, None]  # (S, 1)
+    weights = np.where(brightness > DIM * brightness.max(), brain_pixels, 0)[:, None]  # (S, 1)
     of_channel = weights * ~copied  # (S, C)
     weights = np.where(of_channel.any(axis=0), of_channel, weights)
     order = np.argsort(statistics, axis=0, kind="stable")

@@ -220,8 +220,17 @@ class TestNormalisation:
         only_flair = np.array([False, True, False])
         slices = [SliceIntensities(*values, 100.0, only_flair) for values in zip(statistics, brain_pixels, strict=True)]
         np.testing.assert_array_equal(volume_intensities(slices), repeated[len(repeated) // 2])
-        noise = SliceIntensities(statistics[0] + 50, brain_pixels=1000, brightness=9.0, copied=only_flair)
-        np.testing.assert_array_equal(volume_intensities([*slices, noise]), repeated[len(repeated) // 2])
+        dim = SliceIntensities(statistics[0] + 50, brain_pixels=1000, brightness=24.0, copied=only_flair)
+        np.testing.assert_array_equal(volume_intensities([*slices, dim]), repeated[len(repeated) // 2])
+        counted = volume_intensities([*slices, dim._replace(brightness=26.0)])
+        np.testing.assert_array_equal(counted, dim.statistics)
+
+    def test_noise_above_the_head_says_nothing_of_a_volume(self, head, rng):
+        head = head.astype(np.float32)
+        of_the_head = [slice_intensities(head)] * 2
+        air = [slice_intensities(rng.rayleigh(10, head.shape).astype(np.float32)) for _ in range(5)]
+        assert min(of_air.brain_pixels for of_air in air) > of_the_head[0].brain_pixels
+        np.testing.assert_array_equal(volume_intensities([*air, *of_the_head]), of_the_head[0].statistics)
 
     def test_a_copy_of_flair_is_normalised_as_flair(self, head):
         volume = np.array([[600, 210], [90, 24], [1200, 270]], dtype=np.float32)  # T1 of other scales
