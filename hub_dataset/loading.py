@@ -48,12 +48,13 @@ def load_splits(name_or_dir: str) -> DatasetDict:
     location = find_dataset(name_or_dir)
     try:
         splits = load_dataset(location)
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(or_no_folder(error, name_or_dir)) from error
     except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(
             f"The dataset {name_or_dir} cannot be loaded (every split needs at least one slice; a copy in the cache "
-            f"{config.HF_DATASETS_CACHE} that was cut off must be removed): {error.__cause__ or error}"
+            f"{config.HF_DATASETS_CACHE} that was cut off must be removed): "
+            f"{or_no_folder(error.__cause__ or error, name_or_dir)}"
         ) from error
     for name, split in splits.items():
         check_columns(split.column_names, f"The split {name!r} of {name_or_dir}")
@@ -83,11 +84,24 @@ def find_dataset(name_or_dir: str) -> str:
         return name_or_dir
     folder = Path(name_or_dir).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"There is no dataset folder {name_or_dir!r}. `python -m hub_dataset.build --source KAGGLE_3M_DIR --output "
-            f"{name_or_dir}` builds it; a dataset on the Hub is named USER/NAME."
-        )
+        raise FileNotFoundError(no_folder(name_or_dir))
     return str(folder)
+
+
+def no_folder(name_or_dir: str) -> str:
+    return (
+        f"There is no dataset folder {name_or_dir!r}. `python -m hub_dataset.build --source KAGGLE_3M_DIR --output "
+        f"{name_or_dir}` builds it; a dataset on the Hub is named USER/NAME."
+    )
+
+
+def or_no_folder(error: object, name_or_dir: str) -> str:
+    """The text of an error of `load_dataset`, and that there is no folder of this name where there is none.
+
+    A folder that is yet to be built, such as data/lgg, looks like USER/NAME, and the Hub was asked for it.
+    """
+    found = Path(name_or_dir).expanduser().is_dir()
+    return str(error) if found else f"{str(error).rstrip('.')}. {no_folder(name_or_dir)}"
 
 
 def check_columns(columns: Sequence[str], where: str) -> None:

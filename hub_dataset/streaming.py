@@ -26,6 +26,7 @@ from .loading import (
     intensities_by_patient,
     measure_slice,
     name_of,
+    or_no_folder,
     pixels_of,
     relative_head_size,
     training_sample,
@@ -146,12 +147,12 @@ def open_streams(name_or_dir: str, **options) -> dict[str, IterableDataset]:
     try:
         streams = load_dataset(location, streaming=True, storage_options=STORAGE_OPTIONS, **options)
         return {name: stream.decode(False).reshard() for name, stream in streams.items()}
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(or_no_folder(error, name_or_dir)) from error
     except Exception as error:  # the libraries raise whatever the Hub or a file leads to
         raise ValueError(
             f"The dataset {name_or_dir} cannot be streamed; that needs Parquet files, and a network for those on the "
-            f"Hub: {first_line(error)}"
+            f"Hub: {or_no_folder(first_line(error), name_or_dir)}"
         ) from error
 
 
