@@ -46,7 +46,8 @@ that the outline of a faint lesion, or of a false alarm, is a generous one. On s
 <li>With FLAIR alone they do less well than with all three sequences.</li>
 <li>Everyone in the training data has a glioma and has not been operated on. Nothing is known about healthy brains,
 children, other diseases, or brains after surgery, radiation or with a cavity.</li>
-<li>Axial slices that show the whole head only: not sagittal, coronal, cropped or skull-stripped in some other way.</li>
+<li>Axial slices alone, with the whole head, skull and scalp included: not sagittal, coronal, cropped or skull-stripped
+ones.</li>
 </ul>
 <h2>Licences</h2>
 <p>The code is Apache-2.0. The data set is CC BY-NC-SA 4.0, and the weights were trained on it: use them for
