@@ -155,11 +155,12 @@ def describe(graph, config: PreTrainedConfig, processor: BaseImageProcessor | No
 
 
 def preset_name(config: PreTrainedConfig) -> str | None:
-    """The preset whose architecture a configuration has, whatever loss it was trained with; None for another."""
+    """The preset whose architecture a configuration has, whatever its loss and temperature; None for another."""
 
     def architecture(config: PreTrainedConfig) -> dict:
-        unrelated = {"architectures", "auto_map", "dtype", "loss", "transformers_version", "_name_or_path"}
-        return {key: value for key, value in config.to_diff_dict().items() if key not in unrelated}
+        of_training = {"loss", "temperature"}
+        of_saving = {"architectures", "auto_map", "dtype", "transformers_version", "_name_or_path"}
+        return {key: value for key, value in config.to_diff_dict().items() if key not in of_training | of_saving}
 
     return next((name for name, preset in PRESETS.items() if architecture(preset) == architecture(config)), None)
 
