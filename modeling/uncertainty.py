@@ -3,7 +3,7 @@
 import numpy as np
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from .inference import Progress, predict_volume
+from .inference import CROP_MARGIN, Progress, predict_volume
 from .views import VIEWS
 
 
@@ -13,6 +13,7 @@ def disagreement(
     slices: np.ndarray,
     probabilities: np.ndarray,
     *,
+    crop_margin: int | None = CROP_MARGIN,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """Twice the standard deviation of the probabilities over four views: 0 (they agree) to 1 (they contradict).
@@ -23,6 +24,7 @@ def disagreement(
     Args:
         slices, progress: as for `predict_volume`; `progress` is asked once for each of the three views.
         probabilities: `(S, H, W)` float32, what the model says of the slices as they are.
+        crop_margin: the one that `probabilities` were computed with; else the window would pass for doubt.
 
     Returns:
         `(S, H, W)` float32 in [0, 1].
@@ -31,8 +33,9 @@ def disagreement(
         ValueError: as `predict_volume`.
     """
     total, squares = probabilities.astype(np.float32), np.square(probabilities, dtype=np.float32)
+    options = {"crop_margin": crop_margin, "progress": progress}
     for view in VIEWS[1:]:
-        predicted = view.undo(predict_volume(model, processor, view.of(slices), progress=progress))
+        predicted = view.undo(predict_volume(model, processor, view.of(slices), **options))
         total += predicted
         squares += np.square(predicted)
     variance = squares / len(VIEWS) - np.square(total / len(VIEWS))

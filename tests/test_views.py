@@ -70,14 +70,15 @@ def test_views_are_cropped_where_each_shows_the_head(processor):
     np.testing.assert_allclose(cropped[lesion_and_around], whole[lesion_and_around], atol=1e-3)
 
 
-def test_views_disagree_by_twice_their_standard_deviation(tiny_unet, processor):
+@pytest.mark.parametrize(("options", "computed"), [({}, 5), ({"crop_margin": None}, 7)], ids=["cropped", "whole"])
+def test_views_disagree_by_twice_their_standard_deviation(tiny_unet, processor, options, computed):
     volume, _ = make_volume()
-    each = [view.undo(predict_volume(tiny_unet, processor, view.of(volume))) for view in VIEWS]
+    each = [view.undo(predict_volume(tiny_unet, processor, view.of(volume), **options)) for view in VIEWS]
     steps = []
     spread = disagreement(
-        tiny_unet, processor, volume, each[0], progress=lambda slices: steps.append(len(slices)) or slices
+        tiny_unet, processor, volume, each[0], progress=lambda slices: steps.append(len(slices)) or slices, **options
     )
-    assert steps == [5, 5, 5], "in three views, the slices that show something"
+    assert steps == [computed] * 3, "in three views, the slices that show something"
     np.testing.assert_allclose(spread, 2 * np.std(each, axis=0), atol=2e-3)
     assert spread.max() > 0.01
 

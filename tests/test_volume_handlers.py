@@ -35,7 +35,7 @@ from modeling.postprocessing import outline_threshold
 from modeling.visualization import flair_to_grey
 from space import results, uploads
 from space.comparison import compare_models, compare_with_mask
-from space.handlers import segment
+from space.handlers import heatmap, segment
 from space.uploads import InputError
 from space.viewer import HEADROOM, write_view
 from space.volume_handlers import open_volume, segment_volume
@@ -263,10 +263,12 @@ def test_pixels_that_are_no_squares_look_like_a_head_by_their_spacing():
 def test_a_volume_of_one_slice_is_the_slice(folder, models):
     Image.fromarray(head().slices[6]).save(folder / "slice.png")
     threshold = middle(models)
-    result = segment_volume(str(folder / "slice.png"), "tiny-a", threshold, models)
+    result = segment_volume(str(folder / "slice.png"), "tiny-a", threshold, models, uncertainty=True)
     assert result.mask.shape == (1, 64, 48)
-    alone = segment(folder / "slice.png", "tiny-a", threshold, models)
+    alone = segment(folder / "slice.png", "tiny-a", threshold, models, uncertainty=True)
     np.testing.assert_array_equal(result.mask[0], np.asarray(Image.open(alone.mask_path)) > 0)
+    of_the_slice = heatmap(result.uncertainty[0], alone.uncertainty_map.size)
+    np.testing.assert_array_equal(np.asarray(alone.uncertainty_map), np.asarray(of_the_slice))
     assert result.measurements["postprocessing"] is None
     np.testing.assert_array_equal(result.mask[0], result.probabilities[0] >= threshold)
 
