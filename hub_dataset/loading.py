@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -78,11 +79,17 @@ def find_dataset(name_or_dir: str) -> str:
 
     Raises:
         FileNotFoundError: a path that does not exist.
+        ValueError: a path that `datasets` would take for a pattern.
     """
+    folder = Path(name_or_dir).expanduser()
+    if folder.is_dir() and re.search(r"\[.+\]|::", str(folder.absolute())):
+        raise ValueError(
+            f"The dataset {name_or_dir} cannot be loaded from {folder.absolute()}, as `datasets` takes [...] and :: in "
+            f"a path for patterns. Rename the folder that has them."
+        )
     looks_like_path = name_or_dir.startswith((".", "/", "~")) or name_or_dir.count("/") != 1
     if not looks_like_path:
         return name_or_dir
-    folder = Path(name_or_dir).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(no_folder(name_or_dir))
     return str(folder)
@@ -180,7 +187,8 @@ def check_slice(row: dict) -> tuple[int, int]:
     where = name_of(row)
     try:
         (mode, size), (_, mask_size) = header_of(row["image"]), header_of(row["mask"])
-    except (OSError, TypeError, Image.DecompressionBombError) as error:  # TypeError: there is none
+    except (OSError, TypeError, AttributeError, Image.DecompressionBombError) as error:
+        # TypeError: there is none; AttributeError: there is one without content
         raise ValueError(f"The image or the mask of {where} is missing or damaged ({error}).") from error
     if mode not in ("L", "RGB", "I", "F") and not mode.startswith("I;16"):
         raise ValueError(f"The image of {where} has the colour mode {mode}; slices are grey or RGB.")
@@ -273,6 +281,10 @@ def measure_split(split: Dataset) -> np.ndarray:
     return intensities_by_patient(split["patient_id"], slices)
 
 
+class DamagedSlice(ValueError):
+    """An image or a mask has a header but cannot be decoded."""
+
+
 class SampleKey(NamedTuple):
     """What makes a training sample: the row, the seed of its augmentation, and the crop's geometry."""
 
@@ -300,10 +312,16 @@ class TrainingSlices(torch.utils.data.Dataset):
     ):
         self.intensities = measure_split(split)
         self.split = split.select_columns(["image", "mask"])
+        self.names = split.select_columns(["patient_id", "slice_index"])
         self.options = (processor, augmentation_strength, channels)
 
     def __getitem__(self, key: SampleKey) -> dict:
-        return training_sample(self.split[key.index], self.intensities[key.index], key, *self.options)
+        try:
+            row = self.split[key.index]
+        except (OSError, SyntaxError) as error:  # the latter from Pillow's decoders
+            where = name_of(self.names[key.index])
+            raise DamagedSlice(f"The image or the mask of {where} is damaged ({error})") from error
+        return training_sample(row, self.intensities[key.index], key, *self.options)
 
 
 def training_sample(

@@ -55,10 +55,17 @@ def read_patient(dataset: Dataset, patient_id: str, rows: Sequence[int]) -> Pati
     """Decode one patient's rows.
 
     Raises:
-        ValueError: a slice without a mask, or slices or masks of different sizes.
+        ValueError: a damaged image or mask, a slice without a mask, or slices or masks of different sizes.
     """
     slices, truth, slice_indices = [], [], []
-    for row in map(dataset.__getitem__, rows):
+    for number in rows:
+        try:
+            row = dataset[number]
+        except (OSError, SyntaxError) as error:  # the latter from Pillow's decoders
+            raise ValueError(
+                f"The image or the mask of slice {dataset['slice_index'][number]} of patient {patient_id} is damaged "
+                f"({error})."
+            ) from error
         where = f"slice {row['slice_index']} of patient {patient_id}"
         if row["mask"] is None:
             raise ValueError(f"There is no mask for {where}. A dataset without masks can be segmented, not scored.")

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import re
 import shutil
 import struct
 import zlib
@@ -16,10 +17,13 @@ from torch.utils.data import DataLoader
 
 from hub_dataset.augmentation import SliceAugmentation, change_intensities, copy_flair, resample, sample_augmentation
 from hub_dataset.loading import (
+    DamagedSlice,
     LesionBatchSampler,
     SampleKey,
     TrainingSlices,
+    check_slice,
     check_slices,
+    find_dataset,
     head_box,
     intensities_by_patient,
     load_splits,
@@ -142,6 +146,7 @@ class TestSampler:
     def test_too_few_slices_for_a_batch(self, head_sizes):
         with pytest.raises(ValueError, match="fewer than one batch of 8"):
             self.sampler(np.arange(100) < 2, head_sizes, batch_size=8)
+        assert len(self.sampler(np.arange(100) < 4, head_sizes, batch_size=8)) == 1
 
 
 class TestSample:
@@ -184,6 +189,9 @@ class TestSample:
         height, width = int(64 * factor), int(80 * factor)
         sample = make_sample(image, mask, self.key(height=height, width=width, image_size=width), UNCHANGED, clip=6.0)
         assert sample["labels"].sum() == (mask > 0).sum() * factor**2
+        upright = self.key(height=width, width=height, image_size=width)
+        sample = make_sample(image.transpose(1, 0, 2), mask.T, upright, UNCHANGED, clip=6.0)
+        assert sample["labels"].sum() == (mask > 0).sum() * factor**2
 
     def test_masks_of_0_and_1_are_those_of_0_and_255(self):
         image, mask = make_slice()
@@ -192,9 +200,13 @@ class TestSample:
         assert torch.equal(ones, full)
 
     def test_an_empty_slice_is_zero(self):
-        sample = make_sample(np.zeros((64, 80, 3), np.uint8), np.zeros((64, 80), np.uint8), self.key(), UNCHANGED, 6.0)
-        assert not sample["pixel_values"].any()
-        assert not sample["labels"].any()
+        image, mask = make_slice()
+        image[..., FLAIR] = 7
+        for empty in (np.zeros_like(image), image):
+            sample = make_sample(empty, mask, self.key(), UNCHANGED, 6.0)
+            assert not sample["pixel_values"].any()
+            assert not sample["labels"].any()
+            assert relative_head_size(empty) == (0, 0)
 
     def test_strong_augmentation_stays_finite_binary_and_within_the_clip(self):
         image, mask = make_slice()
@@ -383,6 +395,9 @@ class TestDataset:
         image, _ = make_slice()
         assert head_box(image.astype(np.float32)) == (30.0, 36.0, 40, 32)
         assert relative_head_size(image) == (40 / 80, 32 / 80)
+        faint = np.zeros((64, 80, 3), np.float32)
+        faint[0, 0] = 1
+        assert head_box(faint) == (32, 40, 32, 40)
 
     def test_batches_from_the_built_dataset(self, phantom_dataset_dir):
         splits = load_splits(str(phantom_dataset_dir))
@@ -439,6 +454,44 @@ class TestDataset:
         rows[1][column] = content
         with pytest.raises(ValueError, match=r"mask of slice 2 of patient TCGA_PH_\w+ is missing or damaged"):
             check_slices(datasets.Dataset.from_list(rows, features=split.features), as_volumes=True)
+
+    def test_a_slice_that_cannot_be_decoded_is_named(self, phantom_dataset_dir):
+        split = load_splits(str(phantom_dataset_dir))["train"]
+        rows = [split[row] for row in range(2)]
+        file = io.BytesIO()
+        rows[1]["mask"].save(file, format="PNG")
+        rows[1]["mask"] = {"bytes": file.getvalue()[:-30], "path": None}
+        damaged = datasets.Dataset.from_list(rows, features=split.features)
+        check_slices(damaged, as_volumes=True)
+        message = r"The image or the mask of slice 2 of patient TCGA_PH_0001_20000101 is damaged"
+        with pytest.raises(DamagedSlice, match=message):
+            TrainingSlices(damaged, BrainMRIImageProcessor())[SampleKey(1, (0,), 64, 64, 64)]
+        with pytest.raises(ValueError, match=message):
+            read_patient(damaged, rows[0]["patient_id"], [0, 1])
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+    def test_a_grey_slice_may_be_of_any_depth(self, dtype):
+        encoded = io.BytesIO()
+        Image.fromarray(np.zeros((32, 40), dtype)).save(encoded, format="TIFF")
+        row = {name: {"bytes": encoded.getvalue(), "path": None} for name in ("image", "mask")}
+        assert check_slice(row | {"patient_id": "a", "slice_index": 1}) == (40, 32)
+
+    def test_a_folder_may_be_given_as_shells_do(self, tmp_path, monkeypatch):
+        (tmp_path / "lgg").mkdir()
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        assert find_dataset("~/lgg") == str(tmp_path / "lgg")
+        assert find_dataset("./lgg") == "lgg"
+        with pytest.raises(FileNotFoundError, match=r"no dataset folder '\./none'"):
+            find_dataset("./none")
+
+    @pytest.mark.parametrize("name", ["lgg [v2]", "lgg::v2"])
+    def test_a_path_that_would_be_taken_for_a_pattern_is_named(self, tmp_path, monkeypatch, name):
+        (tmp_path / name / "data" / "lgg").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / name)
+        for given in ("data/lgg", str(tmp_path / name)):
+            with pytest.raises(ValueError, match=rf"from {re.escape(str(tmp_path / name))}.* Rename the folder"):
+                load_splits(given)
 
     def test_missing_folder_and_missing_columns(self, phantom_dataset_dir, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"hub_dataset\.build"):
