@@ -158,8 +158,9 @@ def evaluate_split(
             if predictions is None:
                 probabilities = predict_volume(model, processor, slices, **options)
             else:
-                segment_dataset(model, processor, {patient_id: partial(np.asarray, slices)}, predictions, **options)
-                probabilities = predictions.read(patient_id)
+                name = str(patient_id)  # which may be a number
+                segment_dataset(model, processor, {name: partial(np.asarray, slices)}, predictions, **options)
+                probabilities = predictions.read(name)
             raw = probabilities >= threshold
             cleaned = mask_from_probabilities(
                 probabilities, threshold=threshold, min_voxels=min_voxels, keep_fraction=keep_fraction, extend=extend

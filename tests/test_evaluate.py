@@ -14,13 +14,14 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 import evaluate
-from evaluate import evaluate_split, format_table, plot_result
+from evaluate import evaluate_split, format_table, plot_result, worst_and_best
 from hub_dataset.loading import load_splits
-from hub_dataset.patients import group_by_patient
+from hub_dataset.patients import Patient, group_by_patient, read_patient
 from modeling import BrainMRIImageProcessor, UNetConfig, UNetForSemanticSegmentation
 from modeling.inference import predict_volume
 from modeling.metrics import confusion_counts, dice, hausdorff95
 from modeling.postprocessing import mask_from_probabilities
+from modeling.predictions import PredictionStore
 
 ROOT = Path(evaluate.__file__).parent
 FEATURES = Features(
@@ -176,6 +177,18 @@ def test_the_examples_are_the_worst_and_best_slices_one_per_patient(split, model
     assert example.image.shape == (SIZE, SIZE, 3)
 
 
+def test_slices_of_equal_dice_are_ordered_by_their_wrong_pixels():
+    truth = np.zeros((3, 4, 4), dtype=bool)
+    truth[:, 0, 0] = True
+    prediction = np.zeros_like(truth)
+    prediction[0, 1] = True  # all are missed, and the first is wrong beside
+    patient = Patient("a", [2, 5, 11], np.zeros((3, 4, 4, 3), np.uint8), truth)
+    best, worst = worst_and_best(patient, prediction)
+    assert (best.slice_index, best.wrong_pixels) == (5, 1)
+    assert (worst.slice_index, worst.wrong_pixels) == (2, 5)
+    assert evaluate.keep_worst([best, worst]) == evaluate.keep_best([best, worst])[::-1] == [worst, best]
+
+
 def test_flair_alone_is_the_same_as_images_of_three_flair_channels(split, model, processor):
     copied = split.map(
         lambda row: {"image": PILImage.fromarray(np.repeat(np.asarray(row["image"])[..., 1:2], 3, axis=-1))}
@@ -200,7 +213,7 @@ def test_one_patient_at_a_time_is_decoded(split, model, processor):
             yield patient
 
     assert len(evaluate_split(model, processor, damaged, limit=1).patients) == 1
-    with pytest.raises(PILImage.UnidentifiedImageError):
+    with pytest.raises(ValueError, match=r"mask of slice 1 of patient TCGA_BB_0002 is damaged \(cannot identify"):
         evaluate_split(model, processor, damaged, progress=progress)
     assert started == ["TCGA_AA_0001", "TCGA_BB_0002"]
 
@@ -235,16 +248,25 @@ def test_the_table_and_the_figure_hold_every_patient(split, model, processor, pr
     for patient in result.patients:
         (line,) = [line for line in table.splitlines() if line.startswith(patient.patient_id)]
         scores = (patient.raw.dice, patient.postprocessed.dice)
-        assert line.split()[3:5] == ["-" if math.isnan(score) else f"{score:.3f}" for score in scores]
+        scores += (patient.raw.iou, patient.postprocessed.iou)
+        assert line.split()[3:7] == ["-" if math.isnan(score) else f"{score:.3f}" for score in scores]
         assert line.split()[-2:] == false_alarms[patient.patient_id]
     assert result.patients[0].raw.dice < result.patients[0].postprocessed.dice
     assert f"{result.raw.dice_mean:.3f}" in table
+    assert result.raw.precision_mean != result.raw.recall_mean
+    for name in ("iou", "precision", "recall"):
+        (line,) = [line for line in table.splitlines() if line.lower().startswith(f"{name}, mean")]
+        means = (getattr(summary, f"{name}_mean") for summary in (result.raw, result.postprocessed))
+        assert line.split()[2:] == [f"{mean:.3f}" for mean in means]
     assert "7.1 % (1/14)" in table
     figure = plot_result(result)
     figure.savefig(tmp_path / "figure.png")
     labels = {label.get_text() for ax in figure.axes for label in ax.get_yticklabels()}
     assert labels >= {patient.patient_id for patient in result.patients}
     assert sum(bool(ax.images) for ax in figure.axes) == len(result.worst) + len(result.best) == 4
+    titles = [ax.get_title() for ax in figure.axes if ax.images]
+    assert titles[0].startswith(f"worst: {result.worst[0].patient_id}\nslice {result.worst[0].slice_index}, ")
+    assert titles[-1].startswith(f"best: {result.best[-1].patient_id}\n")
 
 
 def test_a_split_without_any_lesion_still_gives_a_table_and_a_figure(split, model, processor, predictions):
@@ -282,6 +304,25 @@ def test_sizes_that_differ_are_refused(split, model, processor):
     last = group_by_patient(split)["TCGA_AA_0001"][-1]
     with pytest.raises(ValueError, match=r"slice 11 of patient TCGA_AA_0001 has shape \(40, 40, 3\)"):
         evaluate_split(model, processor, replace(split, last, **small))
+    grey = replace(split, last, image=split[last]["image"].convert("L"))
+    with pytest.raises(ValueError, match=r"slice 11 of patient TCGA_AA_0001 has shape \(48, 48\)"):
+        evaluate_split(model, processor, grey)
+
+
+def test_patients_may_have_numbers_for_names(model, processor, tmp_path):
+    rows = [row | {"patient_id": 7} for row in make_patient("", 2, {1}, seed=4)]
+    numbered = Dataset.from_list(rows, features=Features({**FEATURES, "patient_id": Value("int32")}))
+    options = {"predictions": PredictionStore(tmp_path, {}), "hausdorff": False}
+    result = evaluate_split(model, processor, numbered, **options)
+    assert [patient.patient_id for patient in result.patients] == [7]
+    assert result.to_dict() == evaluate_split(model, processor, numbered, hausdorff=False).to_dict()
+
+
+def test_any_value_above_zero_is_lesion(split):
+    row = group_by_patient(split)["TCGA_AA_0001"][2]
+    truth = np.asarray(split[row]["mask"]) > 0
+    ones = replace(split, row, mask=PILImage.fromarray(truth.astype(np.uint8)))
+    np.testing.assert_array_equal(read_patient(ones, "TCGA_AA_0001", [row]).truth, truth[None])
 
 
 def test_an_empty_split_is_refused(split, model, processor):
@@ -405,7 +446,8 @@ def test_the_command_replaces_results_and_writes_no_figure_when_told(checkpoint,
     output = tmp_path / "results.json"
     output.write_text("old")
     run_main("--checkpoint", checkpoint, "--dataset", dataset_dir, "--output", output, "--no_figure", "--limit", 1)
-    assert json.loads(output.read_text())["num_patients"] == 1
+    results = json.loads(output.read_text())
+    assert results["num_patients"] == results["limit"] == 1
     assert list(tmp_path.iterdir()) == [output]
 
 
@@ -435,10 +477,12 @@ def test_results_that_cannot_be_written_end_with_a_message(checkpoint, dataset_d
         run_main("--checkpoint", checkpoint, "--dataset", dataset_dir, "--output", tmp_path / "results.json")
 
 
-def test_the_output_must_be_json(capsys):
-    with pytest.raises(SystemExit):
-        run_main("--checkpoint", "c", "--dataset", "d", "--output", "results.txt")
-    assert "must name a .json file, got results.txt" in capsys.readouterr().err
+def test_the_output_must_be_json(tmp_path, capsys):
+    (tmp_path / "folder.json").mkdir()
+    for output in ("results.txt", tmp_path / "folder.json"):
+        with pytest.raises(SystemExit):
+            run_main("--checkpoint", "c", "--dataset", "d", "--output", output)
+        assert f"must name a .json file, got {output}" in capsys.readouterr().err
 
 
 def test_scores_are_plain_numbers(split, model, processor):
