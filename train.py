@@ -15,6 +15,7 @@ checkpoints/ (complete states for `--resume`).
 import argparse
 import json
 import math
+import shlex
 import sys
 import time
 from functools import partial
@@ -32,7 +33,15 @@ from transformers import AutoModelForSemanticSegmentation, get_cosine_schedule_w
 
 from evaluate import EvaluationResult, evaluate_split, plot_result
 from hub_dataset.folds import split_by_fold
-from hub_dataset.loading import LesionBatchSampler, TrainingSlices, check_slices, load_splits, relative_head_sizes
+from hub_dataset.loading import (
+    DamagedSlice,
+    LesionBatchSampler,
+    TrainingSlices,
+    check_slices,
+    load_splits,
+    relative_head_sizes,
+)
+from hub_dataset.patients import group_by_patient
 from hub_dataset.streaming import StreamedBatchSampler, StreamedSlices, StreamedSplit, StreamError, stream_splits
 from modeling import BrainMRIImageProcessor
 from modeling.card import write_card
@@ -68,6 +77,8 @@ def prepare_data(args: argparse.Namespace) -> tuple[DatasetDict | dict[str, Stre
             raise ValueError(f"{missing} slices in the split {name!r} of {args.dataset} have no mask to learn from.")
         if not args.streaming:
             check_slices(split, as_volumes=name == "validation" or args.folds is not None)
+        elif name == "validation":
+            group_by_patient(split)  # raises where a slice comes twice
     if args.folds is not None:
         splits = split_by_fold(splits, args.folds, args.fold)
     if not any(splits["validation"]["has_lesion"]):
@@ -90,8 +101,9 @@ def main(argv: list[str] | None = None) -> None:
     run = RunFolder(args.output_dir)
     try:
         train(args, run)
-    except StreamError as error:
-        sys.exit(f"train.py: error: {error}. With --resume, the same command goes on from the newest state.")
+    except (DamagedSlice, StreamError) as error:
+        reason = str(error).splitlines()[-1]  # a worker process's comes after its traceback
+        sys.exit(f"train.py: error: {reason}. With --resume, the same command goes on from the newest state.")
     finally:
         run.unlock()
 
@@ -246,6 +258,11 @@ def train(args: argparse.Namespace, run: RunFolder) -> None:
             f"Resuming after {progress.epoch} epochs and {progress.batch} batches ({run.states[-1].name})"
         )
     log = run.read_log(progress.epoch)
+    if log and progress.epoch >= args.epochs and "validation_dice_mean" not in log[-1]:
+        sys.exit(
+            f"--resume: the run in {args.output_dir} has {progress.epoch} epochs already, and the last one was not "
+            f"validated, as the end of a run is. Give --epochs over {progress.epoch}."
+        )
     if accelerator.is_main_process:
         run.open(args, progress.epoch)
         run.write_json("split.json", patients)
@@ -294,7 +311,10 @@ def train(args: argparse.Namespace, run: RunFolder) -> None:
         }
         progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
         if progress.epoch % args.validate_every == 0 or progress.epoch == args.epochs:
-            result = validate(progress=partial(tqdm, desc="validation"))
+            try:
+                result = validate(progress=partial(tqdm, desc="validation"))
+            except ValueError as error:  # a damaged slice, or a model that gives NaN
+                sys.exit(f"train.py: error: {error}")
             row |= validation_scores(result)
             progress.validations_since_best += 1
             if row["validation_dice_mean"] > progress.best_dice:
@@ -331,7 +351,8 @@ def publish(run: RunFolder, args: argparse.Namespace) -> None:
             write_card(best, runs=[run.path])
         print(publish_model(best, args.hub_model_id, private=args.hub_private_repo))
     except (OSError, ValueError, HubError) as error:
-        again = f"python -m modeling.publish {best} {args.hub_model_id}{' --private' * args.hub_private_repo}"
+        private = ["--private"] if args.hub_private_repo else []
+        again = shlex.join(["python", "-m", "modeling.publish", str(best), args.hub_model_id, *private])
         sys.exit(f"train.py: error: {error}\nThe run is complete; `{again}` tries again.")
 
 

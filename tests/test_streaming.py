@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -152,9 +153,10 @@ class TestSplit:
             ("image", png(np.ones((32, 32, 4), np.uint8)), "image of slice 2 of patient P01 has the colour mode RGBA"),
             ("image", {"bytes": b"none", "path": None}, "slice 2 of patient P01 is missing or damaged"),
             ("image", None, "slice 2 of patient P01 is missing or damaged"),
+            ("image", {"bytes": None, "path": None}, "slice 2 of patient P01 is missing or damaged"),
             ("mask", png(np.zeros((40, 32), np.uint8)), "slice 2 of patient P01 has 32x32 pixels, its mask 32x40"),
         ],
-        ids=["transparent", "no image", "missing", "mask of another size"],
+        ids=["transparent", "no image", "missing", "without content", "mask of another size"],
     )
     def test_an_odd_slice_is_named(self, tmp_path, column, content, message):
         rows = make_rows(2)
@@ -250,6 +252,14 @@ class TestSampler:
         sampler = StreamedBatchSampler(train, buffer, **SETTINGS)
         arrived, read = [], sampler.read
 
+        class AtOnce(ThreadPoolExecutor):
+            def submit(self, *call) -> Future:
+                done = Future()
+                done.set_result(call[0](*call[1:]))
+                return done
+
+        monkeypatch.setattr(streaming, "ThreadPoolExecutor", AtOnce)
+
         def spy(group, wanted):
             rows = read(group, wanted)
             arrived.extend(rows)
@@ -334,13 +344,19 @@ class TestTraining:
             run(*arguments)
         assert message in capsys.readouterr().err
 
-    def test_slices_without_a_mask_are_refused_before_training(self, run, tmp_path):
+    def test_what_cannot_be_learnt_from_or_scored_is_refused_before_training(self, run, tmp_path):
         rows = make_rows(2)
         rows[3]["mask"] = None
         (tmp_path / "data").mkdir()
         for name in ("train", "validation"):
             write_split(tmp_path / "data" / f"{name}.parquet", rows)
         with pytest.raises(SystemExit, match=r"1 slices in the split 'train' of .* have no mask"):
+            run("--streaming", "--dataset", str(tmp_path / "data"))
+        rows = make_rows(2)
+        write_split(tmp_path / "data" / "train.parquet", rows)
+        rows[1]["slice_index"] = 1
+        write_split(tmp_path / "data" / "validation.parquet", rows)
+        with pytest.raises(SystemExit, match="Slice 1 of patient P00 is in the split twice"):
             run("--streaming", "--dataset", str(tmp_path / "data"))
         assert not (tmp_path / "run").exists()
 

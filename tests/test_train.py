@@ -26,6 +26,7 @@ from hub_dataset.loading import load_splits
 from modeling.card_inputs import read_run
 from modeling.image_processing_brain_mri import FLAIR
 from modeling.layers import Recomputing
+from training.arguments import parse_args
 from training.recipe import ema_update, image_size_at, make_optimizer, parse_stage
 from training.run_folder import RunFolder
 
@@ -201,8 +202,15 @@ class TestRun:
         assert json.loads((folder / "best" / "metrics.json").read_text())["epoch"] == 4
 
     def test_validates_every_nth_epoch_and_the_last(self, run):
-        rows = read_log(run("--epochs", "3", "--validate_every", "2"))
-        assert ["validation_dice_mean" in row for row in rows] == [False, True, True]
+        folder = run("--epochs", "3", "--validate_every", "2")
+        assert ["validation_dice_mean" in row for row in read_log(folder)] == [False, True, True]
+
+    def test_does_not_end_at_an_epoch_that_was_not_validated(self, run):
+        folder = run("--epochs", "3", "--validate_every", "3")
+        shutil.rmtree(max((folder / "checkpoints").iterdir()))
+        with pytest.raises(SystemExit, match=r"has 2 epochs already, and .* not validated.* Give --epochs over 2"):
+            run("--epochs", "2", "--resume")
+        assert len(read_log(folder)) == 3
 
     def test_starts_from_a_checkpoint_at_a_lower_rate(self, run, optimizers):
         source = run("--epochs", "1", folder="source") / "last"
@@ -270,9 +278,13 @@ class TestResume:
         folder = run("--epochs", "2", "--resume")
         assert "epochs was 1 and is now 2" in capsys.readouterr().out
         run("--epochs", "2", "--resume")
+        run("--epochs", "2", "--patience", "7", "--resume")
         arguments = json.loads((folder / "args.json").read_text())
         assert arguments["epochs"] == 2
-        assert arguments["changed_on_resume"] == [{"after_epochs": 1, "epochs": [1, 2]}]
+        assert arguments["changed_on_resume"] == [
+            {"after_epochs": 1, "epochs": [1, 2]},
+            {"after_epochs": 2, "patience": [0, 7]},
+        ]
 
     def test_goes_on_with_other_hyperparameters(self, run, optimizers):
         run("--epochs", "1", "--learning_rate", "0.01", "--weight_decay", "0.1")
@@ -298,7 +310,7 @@ class TestResume:
 
 class TestSchedule:
     def test_a_stage_starts_at_its_share_of_the_epochs_to_the_epoch(self):
-        for percent, epochs in ((29, 100), (57, 100), (58, 50), (70, 90), (60, 12)):
+        for percent, epochs in ((29, 100), (57, 100), (58, 50), (70, 90), (60, 12), (34, 5)):
             stages = [(0.0, 128), parse_stage(f"192@{percent}%")]
             sizes = [image_size_at(stages, epoch, epochs) for epoch in range(epochs)]
             assert sizes.index(192) == percent * epochs // 100, (percent, epochs)
@@ -307,6 +319,9 @@ class TestSchedule:
         stages = [parse_stage(text) for text in ("128", "192@60%", "256@85%")]
         sizes = [image_size_at(stages, epoch, 20) for epoch in range(20)]
         assert sizes == [128] * 12 + [192] * 5 + [256] * 3
+        needed = ["--model", "unet-5level", "--dataset", "data", "--output_dir", "run"]
+        args = parse_args([*needed, "--image_size", "256@85%", "128", "192@60%"], "train")
+        assert args.image_size == stages, "in whatever order they are given"
 
     def test_optimisers_and_their_groups(self):
         model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))

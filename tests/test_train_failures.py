@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny_training import read_log
 
 from hub_dataset.folds import write_splits
-from hub_dataset.loading import load_splits
+from hub_dataset.loading import DamagedSlice, TrainingSlices, load_splits
 from modeling import PRESETS, UNetConfig
 
 pytest_plugins = ["training_fixtures"]
@@ -142,7 +142,17 @@ class TestArguments:
             (["--image_size", "large"], "not PIXELS"),
             (["--image_size", "192@60%"], "first stage"),
             (["--image_size", "16"], "at least 32 pixels"),
+            (["--image_size", "128", "192@100%"], "from 0% to under 100%"),
             (["--epochs", "0"], "at least 1"),
+            (["--batch_size", "0"], "--batch_size must be at least 1"),
+            (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps must be at least 1"),
+            (["--validate_every", "0"], "--validate_every must be at least 1"),
+            (["--keep_checkpoints", "0"], "--keep_checkpoints must be at least 1"),
+            (["--patience", "-1"], "--patience must be finite and not negative"),
+            (["--checkpoint_minutes", "nan"], "--checkpoint_minutes must be finite and not negative"),
+            (["--ema_decay", "1"], "--ema_decay must be from 0 to under 1"),
+            (["--folds", "1", "--fold", "0"], "at least 2 folds"),
+            (["--hub_private_repo"], "go with --push_to_hub"),
             (["--volume_share", "1.5"], "--volume_share must be from 0 to 1"),
             (["--folds", "5"], "--folds and --fold go together"),
             (["--folds", "5", "--fold", "5"], "counted from 0"),
@@ -280,6 +290,20 @@ class TestWeights:
             with pytest.raises(SystemExit, match=rf"{re.escape(name)} is damaged.*--init_from"):
                 run("--resume")
             (folder / name).write_bytes(before)
+
+    def test_a_slice_that_cannot_be_decoded_ends_the_run_with_a_sentence(self, run, monkeypatch):
+        def damaged(*_, **__):
+            raise ValueError("Slice 2 is damaged.")
+
+        def damaged_in_a_worker(*_):
+            raise DamagedSlice("Caught in a worker process.\nTraceback:\nslice 2 is damaged")
+
+        monkeypatch.setattr("train.evaluate_split", damaged)
+        with pytest.raises(SystemExit, match=r"^train\.py: error: Slice 2 is damaged\.$"):
+            run(folder="validating")
+        monkeypatch.setattr(TrainingSlices, "__getitem__", damaged_in_a_worker)
+        with pytest.raises(SystemExit, match=r"^train\.py: error: slice 2 is damaged\. With --resume"):
+            run(folder="training")
 
     def test_a_loss_that_is_not_finite_names_the_slices(self, run, tmp_path):
         with pytest.raises(SystemExit, match=r"the loss is (nan|inf).*not_finite\.json"):
