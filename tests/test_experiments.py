@@ -132,14 +132,29 @@ def test_a_teacher_is_trained_first(tmp_path, monkeypatch):
         (last / "model.safetensors").touch()
 
     monkeypatch.setattr(run, "run", finish)
+    (tmp_path / "master").mkdir()
+    (tmp_path / "master" / "args.json").touch()
     run.train("pupil", tmp_path, tmp_path / "data", "no")
     master, pupil = commands
     assert "--teacher" not in master
+    assert ["--resume" in command for command in commands] == [True, False]
+    assert all(command[command.index("--volume_share") + 1] == "0" for command in commands)
     assert master[-1] == str(tmp_path / "master")
     assert pupil[pupil.index("--teacher") + 1] == str(tmp_path / "master" / "last")
     assert pupil[-1] == str(tmp_path / "pupil")
     run.train("pupil", tmp_path, tmp_path / "data", "no")
     assert len(commands) == 2
+
+
+def test_predictions_are_kept_of_the_slices_as_they_are(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(run, "run", lambda *command: commands.append(command))
+    for what in (Score("one"), Score("one", channels="flair"), Score("one", variant="stripped")):
+        run.score(what, tmp_path, tmp_path / "data")
+    assert ["--predictions" in command for command in commands] == [True, False, False]
+    assert [command[command.index("--channels") + 1] for command in commands] == ["all", "flair", "all"]
+    variants = [command[command.index("--dataset") + 1] for command in commands]
+    assert variants == [str(tmp_path / "data" / name) for name in ("by-patient", "by-patient", "stripped")]
 
 
 def test_scores_of_different_patients_are_not_compared():
@@ -159,7 +174,7 @@ class TestReport:
 
     def write(self, folder, name, dice):
         patients = [{"patient_id": str(i), "postprocessed": {"dice": value}} for i, value in enumerate(dice)]
-        summary = {"dice_median": None, "lesion_slice_dice": None, "false_alarm_rate": 0.1}
+        summary = {"dice_median": None, "lesion_slice_dice": 0.25, "false_alarm_rate": 0.1}
         summary |= {"lesion_slices": 0, "empty_slices": 30}
         content = {"patients": patients, "summary": {"postprocessed": summary}}
         (folder / "scores" / f"{name}.all.by-patient.json").write_text(json.dumps(content))
@@ -171,7 +186,7 @@ class TestReport:
         report.main(["--output", str(folder), "--figure", str(folder / "figure.png")])
         one, other = capsys.readouterr().out.splitlines()[2:4]
         low, high = bootstrap_interval([0.5, 0.7, 0.9])
-        assert one == f"| one (reference) | 0.700 ({low:.3f} to {high:.3f}) |  | - | - | 10.0 % |"
+        assert one == f"| one (reference) | 0.700 ({low:.3f} to {high:.3f}) |  | - | 0.250 | 10.0 % |"
         assert other.startswith("| other | 0.500 (")
         assert "| +0.000 (-0.100 to +0.100) |" in other
         assert (folder / "figure.png").is_file()
@@ -182,8 +197,8 @@ class TestReport:
         self.write(folder, "other", [0.5, None])
         report.main(["--output", str(folder), "--figure", str(folder / "figure.png")])
         assert capsys.readouterr().out.splitlines()[2:4] == [
-            "| one (reference) | - |  | - | - | 10.0 % |",
-            "| other | 0.500 | - | - | - | 10.0 % |",
+            "| one (reference) | - |  | - | 0.250 | 10.0 % |",
+            "| other | 0.500 | - | - | 0.250 | 10.0 % |",
         ]
 
     @pytest.mark.parametrize(
@@ -197,7 +212,7 @@ class TestReport:
 
 
 class TestPlateau:
-    LOG = (0.5, None, 0.7, 0.69, 0.695, 0.71, 0.70)
+    LOG = (0.5, None, 0.7, 0.69, 0.7, 0.71, 0.70)
 
     def write(self, folder, values):
         folder.mkdir()

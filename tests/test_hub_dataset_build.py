@@ -15,6 +15,7 @@ from PIL import Image
 
 from hub_dataset import build, shards
 from hub_dataset.build import build_dataset, download_source, main
+from hub_dataset.card import make_card
 from hub_dataset.phantom import write_phantom
 from hub_dataset.source import CLINICAL_COLUMNS, read_clinical, read_slice, scan_source
 from hub_dataset.splits import ALL_PATIENTS, SPLITS, split_of
@@ -118,6 +119,11 @@ def test_the_card_describes_what_was_built(phantom_dataset_dir, dataset):
     assert [entry["split"] for entry in config["data_files"]] == list(SPLITS)
     assert {s["name"]: s["num_examples"] for s in card.data.dataset_info["splits"]} == dataset.num_rows
     assert card.data.task_categories == ["image-segmentation"]
+    assert (card.data.license, card.data.annotations_creators) == ("apache-2.0", ["machine-generated"])
+    for rows, size in ((80, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (3929, "1K<n<10K"), (10_000, "10K<n<100K")):
+        split = {"num_examples": rows, "num_bytes": 1, "num_patients": 1, "num_lesion_slices": 1}
+        made = make_card(shards.FEATURES, {"train": split}, download_size=1, sha256="")
+        assert made.data.size_categories == [size]
     assert "No patient's image is in it" in card.text
     for name, split in dataset.items():
         patients, lesions = len(set(split["patient_id"])), sum(split["has_lesion"])
@@ -133,8 +139,9 @@ def test_an_incomplete_source_is_built_and_says_what_is_missing(tmp_path, caplog
     for text in (caplog.text, card.text):
         assert all(patient in text for patient in report.missing)
     assert "lacks 108 patients" in caplog.text
+    assert f"{PATIENT} lacks the slices 3, 4, 5, 6, 7, 8, 9" in caplog.text
     assert "built from 2 of the dataset's 110" in card.text
-    assert card.data.license == "cc-by-nc-sa-4.0"
+    assert (card.data.license, card.data.annotations_creators) == ("cc-by-nc-sa-4.0", ["expert-generated"])
 
     dataset = load_dataset(str(tmp_path / "dataset"))
     assert dataset.num_rows == {"train": 3, "validation": 3}
@@ -153,7 +160,8 @@ def test_building_again_elsewhere_gives_the_same_bytes(phantom_dir, phantom_data
 def test_a_second_run_keeps_what_is_complete_and_of_the_same_format(small_source, tmp_path, monkeypatch):
     first = build_dataset(small_source, tmp_path / "dataset")
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "dataset" / "data").iterdir()}
-    second = build_dataset(small_source, tmp_path / "dataset")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    second = build_dataset("~/source", "~/dataset")
     assert len(first.written) == len(second.kept) == 3
     assert not first.kept
     assert not second.written
@@ -299,12 +307,13 @@ def test_the_manifest_lists_patients_and_digests(phantom_dataset_dir):
 
 
 @pytest.mark.parametrize("name", ["README.md", "manifest.json"])
-def test_an_output_folder_with_other_files_is_refused(small_source, tmp_path, name):
+def test_an_output_folder_with_other_files_is_refused(small_source, tmp_path, monkeypatch, name):
     (tmp_path / name).write_text('{"name": "mine"}')
     with pytest.raises(ValueError, match="holds files that are not of this program"):
         build_dataset(small_source, tmp_path)
+    monkeypatch.chdir(small_source)
     with pytest.raises(ValueError, match="lies in the source"):
-        build_dataset(small_source, small_source / "dataset")
+        build_dataset(small_source, "dataset")
     with pytest.raises(ValueError, match="is a file"):
         build_dataset(small_source, tmp_path / name)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [name, "source"]

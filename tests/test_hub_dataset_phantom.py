@@ -100,7 +100,10 @@ def test_the_written_folder_is_a_valid_source_that_fills_all_splits(phantom_dir)
     assert source.is_phantom
     assert source.missing == ()
     assert {split_of(patient.patient_id) for patient in source.patients} == set(SPLITS)
+    clinical = {tuple(list(patient.clinical.values())[1:]) for patient in source.patients}
+    assert len(clinical) == len(source.patients), "each has its own"
     for patient in source.patients:
+        assert [files.index for files in patient.slices] == list(range(1, 11))
         check_patient(patient)
         assert list(patient.clinical) == list(CLINICAL_COLUMNS)
 
@@ -118,8 +121,7 @@ def test_some_patients_lack_a_sequence(phantom_dir):
             name for name, channel in (("pre", 0), ("post", 2)) if np.array_equal(image[..., channel], image[..., 1])
         }
     assert lacking == {n: {missing_sequence(n)} - {None} for n in lacking}
-    assert {"pre"} in lacking.values()
-    assert {"post"} in lacking.values()
+    assert (lacking[4], lacking[6]) == ({"post"}, {"pre"})
 
 
 def test_files_beside_it_are_left_alone(tmp_path):

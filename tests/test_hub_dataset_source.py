@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def test_files_of_operating_systems_are_passed_over(tmp_path):
     write_source(tmp_path)
     for name in (".DS_Store", f"{PATIENT}/Thumbs.db", f"{PATIENT}/._{PATIENT}_1.tif"):
         (tmp_path / name).write_bytes(b"\0")
-    (tmp_path / "__MACOSX").mkdir()
+    for name in ("__MACOSX", ".git"):
+        (tmp_path / name).mkdir()
     assert len(scan_source(tmp_path).patients[0].slices) == 3
 
 
@@ -78,6 +80,11 @@ def image_too_small(folder):
 def mask_of_another_size(folder):
     save(folder / f"{PATIENT}_2_mask.tif", slice_pixels(2)[1][:200])
     return rf"{PATIENT}_2_mask\.tif is 256 x 200 pixels; expected 256 x 256"
+
+
+def image_of_another_width(folder):
+    save(folder / f"{PATIENT}_2.tif", slice_pixels(2)[0][:, :200])
+    return rf"{PATIENT}_2\.tif is 200 x 256 pixels; expected 256 x 256"
 
 
 def mask_of_ones(folder):
@@ -143,6 +150,12 @@ def several_images_cut_off(folder):
 def slice_of_another_patient(folder):
     (folder / f"{PATIENT}_2.tif").rename(folder / f"{OTHER_PATIENT}_2.tif")
     return rf"{OTHER_PATIENT}_2\.tif is not named as a slice of this patient"
+
+
+def another_suffix(folder):
+    for kind in ("", "_mask"):
+        (folder / f"{PATIENT}_10{kind}.tif").rename(folder / f"{PATIENT}_10{kind}.TIF")
+    return rf"{PATIENT}_10\.TIF is not named"
 
 
 def slice_zero(folder):
@@ -212,8 +225,8 @@ def clinical_value_in_words(folder):
 
 
 def clinical_value_too_large(folder):
-    write_clinical(folder.parent, [PATIENT], gender="99999999999")
-    return r"data\.csv, line 2: gender must be a whole number of 32 bits or blank, got '99999999999'"
+    write_clinical(folder.parent, [PATIENT], gender="2147483648")
+    return r"data\.csv, line 2: gender must be a whole number of 32 bits or blank, got '2147483648'"
 
 
 def clinical_data_in_another_encoding(folder):
@@ -237,6 +250,7 @@ FAULTS = [
     no_image,
     image_too_small,
     mask_of_another_size,
+    image_of_another_width,
     mask_of_ones,
     mask_resampled,
     image_twice,
@@ -249,6 +263,7 @@ FAULTS = [
     several_images_in_a_file,
     several_images_cut_off,
     slice_of_another_patient,
+    another_suffix,
     slice_zero,
     slice_number_that_is_a_date,
     empty_folder,
@@ -285,9 +300,13 @@ def test_a_phantom_may_be_of_any_size_but_of_one(tmp_path):
         save(file, np.asarray(Image.open(file))[:36])
     with pytest.raises(ValueError, match=r"_3\.tif is 40 x 36, but the patient's first slice is 40 x 40"):
         check_patient(patient)
+    for file in (patient.slices[0].image, patient.slices[0].mask):
+        save(file, np.asarray(Image.open(file))[:31])
+    with pytest.raises(ValueError, match=r"_1\.tif is 40 x 31; a phantom has at least 32 pixels a side"):
+        check_patient(patient)
 
 
-def test_the_digest_changes_with_a_pixel_and_with_the_clinical_data(tmp_path):
+def test_the_digest_changes_with_a_pixel_the_names_and_the_clinical_data(tmp_path):
     def digest():
         return check_patient(scan_source(tmp_path).patients[0])
 
@@ -299,12 +318,18 @@ def test_the_digest_changes_with_a_pixel_and_with_the_clinical_data(tmp_path):
     digests.append(digest())
     write_clinical(tmp_path, [PATIENT], gender="1")
     digests.append(digest())
+    for kind in ("", "_mask"):
+        (tmp_path / PATIENT / f"{PATIENT}_10{kind}.tif").rename(tmp_path / PATIENT / f"{PATIENT}_11{kind}.tif")
+    digests.append(digest())
+    digests.append(check_patient(replace(scan_source(tmp_path).patients[0], patient_id=OTHER_PATIENT)))
     assert digests[0] == digests[1]
-    assert len(set(digests)) == 3
+    assert len(set(digests)) == 5
 
 
 def test_clinical_data_is_whole_numbers_or_none(tmp_path):
     path = write_clinical(tmp_path, [PATIENT], gender="2", age_at_initial_pathologic=" 67 ")
+    blank = "," * (len(CLINICAL_COLUMNS) - 1)
+    path.write_text(path.read_text() + blank + "\n", encoding="utf-8-sig")  # as Excel does
     row = read_clinical(path)["TCGA_CS_4941"]
     assert list(row) == list(CLINICAL_COLUMNS)
     assert {name: value for name, value in row.items() if value is not None} == {

@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from modeling import PRESETS, build_model, preset_config
 from training.cost import model_of_shapes, step_cost
-from training.dry_run import duration
+from training.dry_run import duration, seconds_per_pixel
 
 pytest_plugins = ["training_fixtures"]
 
@@ -52,8 +53,10 @@ class TestRun:
         assert largest > kept
         assert "--low_memory returns it" in output
         assert len(calls) == 1
-        run("--dry_run", "--epochs", "1", "--image_size", "64", "--gradient_checkpointing", "--low_memory")
+        less = ["--gradient_checkpointing", "--low_memory", "--optimizer", "sgd"]
+        run("--dry_run", "--epochs", "1", "--image_size", "64", *less)
         output = capsys.readouterr().out
+        assert f"moving average: {4 * parameters * (3 + 1)}\n" in output
         assert int(re.search(r"largest crop: (\d+)", output)[1]) < 0.8 * largest
         assert "--low_memory" not in output
         assert len(calls) == 1
@@ -63,6 +66,13 @@ class TestRun:
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         run("--dry_run", "--batch_size", "8")
         assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    @pytest.mark.parametrize(("times", "steps", "expected"), [((0, 100, 101, 103, 106), 9, 0.2), ((0, 100), 1, 10)])
+    def test_the_first_step_is_timed_only_where_there_is_no_other(self, monkeypatch, times, steps, expected):
+        clock = iter(times)
+        monkeypatch.setattr("training.dry_run.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+        batch = {"pixel_values": torch.zeros(1, 3, 2, 5)}
+        assert seconds_per_pixel([batch] * steps, lambda _: 0.0) == pytest.approx(expected)
 
     def test_durations_are_read_as_times(self):
         assert duration(59.2) == "0:01:00"

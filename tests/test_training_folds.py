@@ -198,6 +198,7 @@ class TestSummary:
             (fold, "are both fold 0"),
             (write_run("plain", [0.5], folds=None, fold=None), "was trained without --folds"),
             (write_run("other", [0.5], fold=1, model="large"), "they differ in --model"),
+            (write_run("seeded", [0.5], fold=1, seed=1), "they differ in --seed"),
             (str(tmp_path / "nowhere"), "nowhere"),
         ):
             with pytest.raises(SystemExit, match=message):

@@ -1,8 +1,10 @@
 """--report_to: the numbers of a run arrive in a tracker, and one that is not installed is refused before training."""
 
 import struct
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from accelerate import tracking
@@ -10,6 +12,8 @@ from accelerate.tracking import GeneralTracker
 from accelerate.utils import LoggerType
 from tensorboardX.proto.event_pb2 import Event
 from tiny_training import read_log
+
+from training.trackers import start_tracker
 
 pytest_plugins = ["training_fixtures"]
 
@@ -84,6 +88,13 @@ def test_trackio_goes_on_with_the_same_run_on_resume(run, monkeypatch):
     assert first.finished
     assert second.finished
     assert second.steps[0] == first.steps[-1] + 1
+
+
+def test_tensorboard_forgets_what_a_killed_process_logged_after_its_state(tmp_path):
+    started = []
+    accelerator = SimpleNamespace(init_trackers=lambda *_, init_kwargs, **__: started.append(init_kwargs))
+    start_tracker(accelerator, Namespace(report_to="tensorboard", output_dir=tmp_path), 12)
+    assert started[0]["tensorboard"] == {"purge_step": 13}  # the first step that is forgotten
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "trackio"])
