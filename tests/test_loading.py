@@ -286,7 +286,7 @@ class TestAugmentation:
         assert {copy for copy in copies if copy} == {(0,), (2,), (0, 2)}
 
     @pytest.mark.parametrize("strength", [0.5, 1.0, 2.0])
-    def test_geometry_keeps_to_its_ranges_and_fills_them(self, strength):
+    def test_parameters_keep_to_their_ranges_and_fill_them(self, strength):
         generator = np.random.default_rng(0)
         drawn = [sample_augmentation(generator, strength) for _ in range(2000)]
         values = {
@@ -303,6 +303,10 @@ class TestAugmentation:
             assert np.min(found) == pytest.approx(-limit * strength, rel=0.01), name
         assert np.mean([a.flip_horizontal for a in drawn]) == pytest.approx(0.5, abs=0.05)
         assert np.mean([a.flip_vertical for a in drawn]) == pytest.approx(0.25, abs=0.05)
+        noise = np.array([a.noise for a in drawn])
+        assert np.mean(noise > 0) == pytest.approx(0.3, abs=0.05)
+        assert noise.max() == pytest.approx(0.15 * strength, rel=0.02)
+        assert np.mean([bool(a.flair_copies) for a in drawn]) == pytest.approx(0.15 * strength, abs=0.03)
 
     def test_copying_flair_leaves_the_other_channels(self):
         image, _ = make_slice()
@@ -349,6 +353,9 @@ class TestAugmentation:
     def test_translation_is_a_share_of_the_longer_side(self, channels):
         moved = resample(channels, SliceAugmentation(translation=(0.1, -0.2)), (10, 8), 1.0, (12.0, 15.0))
         torch.testing.assert_close(moved, channels[:, 10:20, 5:13], atol=1e-4, rtol=0)
+        upright = channels.transpose(1, 2)
+        moved = resample(upright, SliceAugmentation(translation=(0.1, -0.2)), (10, 8), 1.0, (15.0, 12.0))
+        torch.testing.assert_close(moved, upright[:, 13:23, 2:10], atol=1e-4, rtol=0)
 
     @pytest.mark.parametrize(("zoom", "scale"), [(1.0, 0.5), (1.0, 0.25), (0.5, 0.5), (0.25, 1.0)])
     def test_shrinking_averages(self, channels, zoom, scale):

@@ -278,12 +278,12 @@ class TestResume:
         folder = run("--epochs", "2", "--resume")
         assert "epochs was 1 and is now 2" in capsys.readouterr().out
         run("--epochs", "2", "--resume")
-        run("--epochs", "2", "--patience", "7", "--resume")
+        run("--epochs", "2", "--patience", "7", "--seed", "1", "--learning_rate", "0.5", "--resume")
         arguments = json.loads((folder / "args.json").read_text())
         assert arguments["epochs"] == 2
         assert arguments["changed_on_resume"] == [
             {"after_epochs": 1, "epochs": [1, 2]},
-            {"after_epochs": 2, "patience": [0, 7]},
+            {"after_epochs": 2, "patience": [0, 7], "seed": [0, 1], "learning_rate": [0.001, 0.5]},
         ]
 
     def test_goes_on_with_other_hyperparameters(self, run, optimizers):

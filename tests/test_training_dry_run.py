@@ -9,6 +9,7 @@ import torch
 from tiny_models import TINY
 from torch import nn
 
+import train
 from modeling import PRESETS, build_model, preset_config
 from training.cost import model_of_shapes, step_cost
 from training.dry_run import duration, seconds_per_pixel
@@ -17,7 +18,13 @@ pytest_plugins = ["training_fixtures"]
 
 
 class TestRun:
-    def test_tells_steps_memory_and_duration_and_leaves_no_folder(self, run, capsys):
+    def test_tells_steps_memory_and_duration_and_leaves_no_folder(self, run, capsys, monkeypatch):
+        validated, evaluate = [], train.evaluate_split
+        monkeypatch.setattr(
+            train,
+            "evaluate_split",
+            lambda *args, limit, **options: validated.append(limit) or evaluate(*args, limit=limit, **options),
+        )
         folder = run("--dry_run", "--epochs", "5", "--gradient_accumulation_steps", "2", "--validate_every", "2")
         assert not folder.exists()
         output = capsys.readouterr().out
@@ -31,6 +38,7 @@ class TestRun:
         assert f"parameters: {parameters:,}; steps: {5 * math.ceil(batches / 2)}" in output
         assert re.search(r"expected duration: \d:\d\d:\d\d\n.*\n  3 validations of 2 patients: ", output)
         assert all(float(stage[6]) < 5 for stage in stages)  # seconds per step
+        assert validated == [1], "one patient stands for all"
 
     def test_memory_and_duration_are_those_of_the_whole_run(self, run, capsys, monkeypatch):
         for name, stand_in in (("gib", str), ("duration", str), ("seconds_per_pixel", lambda *_: 1.0)):
