@@ -187,8 +187,8 @@ def check_slice(row: dict) -> tuple[int, int]:
     where = name_of(row)
     try:
         (mode, size), (_, mask_size) = header_of(row["image"]), header_of(row["mask"])
+    # TypeError: there is none; AttributeError: there is one without content
     except (OSError, TypeError, AttributeError, Image.DecompressionBombError) as error:
-        # TypeError: there is none; AttributeError: there is one without content
         raise ValueError(f"The image or the mask of {where} is missing or damaged ({error}).") from error
     if mode not in ("L", "RGB", "I", "F") and not mode.startswith("I;16"):
         raise ValueError(f"The image of {where} has the colour mode {mode}; slices are grey or RGB.")
