@@ -25,7 +25,7 @@ GAVE_NAN = "The model gives NaN, as damaged weights do, and half precision where
 NOT_DONE = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "pad_size")  # options of other processors
 
 FOREGROUND = 0.1  # of the 99.5th percentile of FLAIR: above the noise, below cerebrospinal fluid at its brightest
-DIM = 0.25  # of the brightest slice's brain: where a slice is darker, it shows noise and the top of the scalp
+DIM = 0.15  # of the brain of the brightest slice: where a slice is darker, it shows noise and the top of the scalp
 OCCUPIED = 0.06  # share of a row or column that must have signal to count as head rather than noise
 SCALP = 0.05  # of the square root of the head's area: how far its outline is moved inwards
 MINIMUM_BRAIN = 0.1  # of the head's pixels: where less is left inside, the whole head is taken

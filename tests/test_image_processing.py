@@ -220,15 +220,15 @@ class TestNormalisation:
         only_flair = np.array([False, True, False])
         slices = [SliceIntensities(*values, 100.0, only_flair) for values in zip(statistics, brain_pixels, strict=True)]
         np.testing.assert_array_equal(volume_intensities(slices), repeated[len(repeated) // 2])
-        dim = SliceIntensities(statistics[0] + 50, brain_pixels=1000, brightness=24.0, copied=only_flair)
+        dim = SliceIntensities(statistics[0] + 50, brain_pixels=1000, brightness=14.0, copied=only_flair)
         np.testing.assert_array_equal(volume_intensities([*slices, dim]), repeated[len(repeated) // 2])
-        counted = volume_intensities([*slices, dim._replace(brightness=26.0)])
+        counted = volume_intensities([*slices, dim._replace(brightness=16.0)])
         np.testing.assert_array_equal(counted, dim.statistics)
 
     def test_noise_above_the_head_says_nothing_of_a_volume(self, head, rng):
         head = head.astype(np.float32)
         of_the_head = [slice_intensities(head)] * 2
-        air = [slice_intensities(rng.rayleigh(10, head.shape).astype(np.float32)) for _ in range(5)]
+        air = [slice_intensities(rng.rayleigh(8, head.shape).astype(np.float32)) for _ in range(5)]
         assert min(of_air.brain_pixels for of_air in air) > of_the_head[0].brain_pixels
         np.testing.assert_array_equal(volume_intensities([*air, *of_the_head]), of_the_head[0].statistics)
 
