@@ -46,6 +46,7 @@ def open_page(browser, server):
         page.on("pageerror", lambda error: failures.append(str(error)))
         page.goto(f"{address}/?__theme={theme}")
         page.locator("#run").wait_for()
+        page.locator("#measurements[role=status]").wait_for(state="attached")  # the page's own script has begun
         return page
 
     yield visit

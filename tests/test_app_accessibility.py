@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from app_files import make_slice
 from PIL import Image
+from viewer_pictures import says
 from volume_samples import head, save_nifti
 
 axe = pytest.importorskip("axe_playwright_python.base", reason="axe-playwright-python is not installed")
@@ -115,6 +116,7 @@ def test_axe_finds_what_it_should(page, check):
 def test_the_page_says_its_language_and_its_state_whatever_the_browser_speaks(open_page, files):
     page = open_page(locale="de-DE")
     page.set_input_files("#slice input[type=file]", files / "inverted.png")
+    says(page, "FLAIR slice, not outlined yet")
     page.click("#run")
     page.get_by_text("at threshold 0.50").wait_for()
     page.get_by_role("status").get_by_text("Done").first.wait_for(state="attached")

@@ -162,6 +162,7 @@ def test_what_belongs_to_a_former_slice_or_mask_is_not_shown(open_page, hold, tm
     page.get_by_role("radio", name="An expert's mask").check()
     page.set_input_files("#compare-mask input[type=file]", save_nifti(tmp_path / "mask.nii", mask))
     page.get_by_text("12 axial slices").wait_for()
+    page.locator("#compare-mask").get_by_role("link").wait_for()  # there once the file has arrived, unlike its name
     page.click("#compare-run")
     page.locator("#compare-facts").get_by_text("Dice").wait_for()
     page.locator("#compare-mask").get_by_label("Clear").click()
