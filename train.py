@@ -33,15 +33,9 @@ from transformers import AutoModelForSemanticSegmentation, get_cosine_schedule_w
 
 from evaluate import EvaluationResult, evaluate_split, plot_result
 from hub_dataset.folds import split_by_fold
-from hub_dataset.loading import (
-    DamagedSlice,
-    LesionBatchSampler,
-    TrainingSlices,
-    check_slices,
-    load_splits,
-    relative_head_sizes,
-)
-from hub_dataset.patients import group_by_patient
+from hub_dataset.loading import LesionBatchSampler, TrainingSlices, check_slices, load_splits
+from hub_dataset.patients import DamagedSlice, group_by_patient
+from hub_dataset.slice_measures import relative_head_sizes
 from hub_dataset.streaming import StreamedBatchSampler, StreamedSlices, StreamedSplit, StreamError, stream_splits
 from modeling import BrainMRIImageProcessor
 from modeling.card import write_card

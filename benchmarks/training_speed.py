@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader
 
 from benchmarks.arguments import at_least
 from benchmarks.machine import PeakMemory, matrix_product_rate
-from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_split, relative_head_sizes
+from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_split
+from hub_dataset.slice_measures import relative_head_sizes
 from modeling import PRESETS, BrainMRIImageProcessor, build_model
 from modeling.command_line import command_parser
 from modeling.image_processing_brain_mri import MINIMUM_SIZE

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainingArguments
 
-from hub_dataset.loading import is_empty, load_splits, pixels_of
+from hub_dataset.loading import load_splits
+from hub_dataset.slice_measures import is_empty, pixels_of
 from modeling import PRESETS, BrainMRIImageProcessor, build_model
 from modeling.command_line import command_parser
 

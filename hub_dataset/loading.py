@@ -1,11 +1,8 @@
 """Loading the dataset for training: lazily decoded slices, lesion-weighted batches, crops to the head."""
 
-import hashlib
-import inspect
 import io
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,21 +17,11 @@ from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
-from modeling import image_processing_brain_mri
-from modeling.image_processing_brain_mri import (
-    FLAIR,
-    MINIMUM_SIZE,
-    OCCUPIED,
-    SliceIntensities,
-    head_mask,
-    normalize_intensities,
-    slice_intensities,
-    to_channels,
-    volume_intensities,
-)
+from modeling.image_processing_brain_mri import MINIMUM_SIZE, normalize_intensities, to_channels
 
 from .augmentation import FLAIR_ALONE, SliceAugmentation, change_intensities, copy_flair, resample, sample_augmentation
-from .patients import group_by_patient
+from .patients import COLUMNS, group_by_patient, name_of, read_row
+from .slice_measures import head_box, is_empty, measure_split, pixels_of
 
 REQUIRED_COLUMNS = ("image", "mask", "patient_id", "slice_index", "has_lesion")
 
@@ -120,37 +107,6 @@ def check_columns(columns: Sequence[str], where: str) -> None:
         )
 
 
-class Box(NamedTuple):
-    """The head in a slice, in pixels: center (row, column) and size."""
-
-    center_row: float
-    center_column: float
-    height: float
-    width: float
-
-
-def head_box(image: np.ndarray) -> Box:
-    """Where the head lies in (H, W, 3); the middle quarter of the frame where there is next to no signal."""
-    mask = head_mask(image)
-    spans = []
-    for share, size in ((mask.mean(axis=1), image.shape[0]), (mask.mean(axis=0), image.shape[1])):
-        occupied = np.flatnonzero(share > OCCUPIED)
-        spans.append((occupied[0], occupied[-1] + 1) if len(occupied) else (size / 4, 3 * size / 4))
-    (top, bottom), (left, right) = spans
-    return Box((top + bottom) / 2, (left + right) / 2, bottom - top, right - left)
-
-
-def pixels_of(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) of an image of the dataset; a grey one is FLAIR, in all channels."""
-    pixels = np.asarray(image)
-    return np.repeat(pixels[..., None], 3, axis=-1) if pixels.ndim == 2 else pixels
-
-
-def is_empty(image: np.ndarray) -> bool:
-    """Whether FLAIR is constant in (H, W, 3), so that there is nothing to normalise."""
-    return image[..., FLAIR].min() == image[..., FLAIR].max()
-
-
 def check_slices(split: Dataset, as_volumes: bool) -> None:
     """Look through the headers of all images, so that training does not end at an odd one hours later.
 
@@ -162,7 +118,7 @@ def check_slices(split: Dataset, as_volumes: bool) -> None:
             `MINIMUM_SIZE`, a mask of another size, or, with `as_volumes`, a slice that comes twice or slices of a
             patient that differ in size.
     """
-    split = split.select_columns(["image", "mask", "patient_id", "slice_index"])
+    split = split.select_columns(list(COLUMNS))
     for column in ("image", "mask"):
         split = split.cast_column(column, datasets.Image(decode=False))
     if as_volumes:
@@ -202,87 +158,10 @@ def check_slice(row: dict) -> tuple[int, int]:
     return size
 
 
-def name_of(row: dict) -> str:
-    return f"slice {row['slice_index']} of patient {row['patient_id']}"
-
-
 def header_of(encoded: dict) -> tuple[str, tuple[int, int]]:
     """Colour mode and (width, height) of an image of the dataset that is not decoded."""
     with Image.open(io.BytesIO(encoded["bytes"]) if encoded["bytes"] else encoded["path"]) as image:
         return image.mode, image.size
-
-
-def code_version() -> str:
-    """SHA-256 of the code that measures slices: part of the key in the cache of `datasets`, which knows it by name."""
-    modules = (image_processing_brain_mri, sys.modules[__name__])
-    return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()
-
-
-def measure_images(split: Dataset, measure: Callable[[np.ndarray], dict], desc: str) -> Dataset:
-    """`measure` of every image, (H, W, 3): one pass, whose result `datasets` keeps in its cache."""
-
-    def measure_one(image, code):
-        return measure(pixels_of(image))
-
-    return split.map(
-        measure_one,
-        input_columns=["image"],
-        fn_kwargs={"code": code_version()},
-        remove_columns=split.column_names,
-        desc=desc,
-    )
-
-
-def relative_head_sizes(split: Dataset) -> np.ndarray:
-    """Height and width of the head in every slice as a share of the slice's longer side: (N, 2) float."""
-
-    def measure(image: np.ndarray) -> dict[str, float]:
-        return dict(zip(("head_height", "head_width"), relative_head_size(image), strict=True))
-
-    sizes = measure_images(split, measure, "Finding the head")
-    return np.stack([sizes["head_height"], sizes["head_width"]], axis=1)
-
-
-def relative_head_size(image: np.ndarray) -> tuple[float, float]:
-    """Height and width of the head in (H, W, 3) as a share of the longer side; both 0 in an empty slice."""
-    if is_empty(image):
-        return 0.0, 0.0
-    box = head_box(image.astype(np.float32))
-    return box.height / max(image.shape[:2]), box.width / max(image.shape[:2])
-
-
-def measure_slice(image: np.ndarray) -> SliceIntensities:
-    """`slice_intensities` of (H, W, 3) in any dtype; an empty slice has no brain pixels."""
-    if is_empty(image):
-        return SliceIntensities(
-            np.zeros((3, 2), dtype=np.float32), brain_pixels=0, brightness=0.0, copied=np.ones(3, dtype=bool)
-        )
-    return slice_intensities(to_channels(image))
-
-
-def intensities_by_patient(patient_ids: Sequence[str], slices: Sequence[SliceIntensities]) -> np.ndarray:
-    """Each row's `volume_intensities`, of all rows of its patient: (N, 3, 2) float32; zeros where all are empty."""
-    patient_ids = np.asarray(patient_ids)
-    result = np.empty((len(slices), 3, 2), dtype=np.float32)
-    for patient in np.unique(patient_ids):
-        rows = np.flatnonzero(patient_ids == patient)
-        result[rows] = volume_intensities([slices[row] for row in rows])
-    return result
-
-
-def measure_split(split: Dataset) -> np.ndarray:
-    """`intensities_by_patient` of a split: (N, 3, 2) float32."""
-
-    def measure(image: np.ndarray) -> dict:
-        return measure_slice(image)._asdict()
-
-    measured = measure_images(split, measure, "Measuring intensities")
-    slices = [SliceIntensities(**row) for row in measured.with_format("numpy")]
-    return intensities_by_patient(split["patient_id"], slices)
-
-
-class DamagedSlice(ValueError):
-    """An image or a mask has a header but cannot be decoded."""
 
 
 class SampleKey(NamedTuple):
@@ -311,16 +190,11 @@ class TrainingSlices(torch.utils.data.Dataset):
         channels: Literal["all", "flair"] = "all",
     ):
         self.intensities = measure_split(split)
-        self.split = split.select_columns(["image", "mask"])
-        self.names = split.select_columns(["patient_id", "slice_index"])
+        self.split = split.select_columns(list(COLUMNS))
         self.options = (processor, augmentation_strength, channels)
 
     def __getitem__(self, key: SampleKey) -> dict:
-        try:
-            row = self.split[key.index]
-        except (OSError, SyntaxError) as error:  # the latter from Pillow's decoders
-            where = name_of(self.names[key.index])
-            raise DamagedSlice(f"The image or the mask of {where} is damaged ({error})") from error
+        row = read_row(self.split, key.index)
         return training_sample(row, self.intensities[key.index], key, *self.options)
 
 

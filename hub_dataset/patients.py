@@ -51,6 +51,27 @@ def group_by_patient(dataset: Dataset) -> dict[str, list[int]]:
     return groups
 
 
+class DamagedSlice(ValueError):
+    """An image or a mask has a header but cannot be decoded."""
+
+
+def name_of(row: dict) -> str:
+    return f"slice {row['slice_index']} of patient {row['patient_id']}"
+
+
+def read_row(dataset: Dataset, index: int) -> dict:
+    """One row with its images decoded.
+
+    Raises:
+        DamagedSlice: one cannot be.
+    """
+    try:
+        return dataset[index]
+    except (OSError, SyntaxError) as error:  # the latter from Pillow's decoders
+        where = name_of({name: dataset[name][index] for name in ("slice_index", "patient_id")})
+        raise DamagedSlice(f"The image or the mask of {where} is damaged ({error})") from error
+
+
 def read_patient(dataset: Dataset, patient_id: str, rows: Sequence[int]) -> Patient:
     """Decode one patient's rows.
 
@@ -58,15 +79,9 @@ def read_patient(dataset: Dataset, patient_id: str, rows: Sequence[int]) -> Pati
         ValueError: a damaged image or mask, a slice without a mask, or slices or masks of different sizes.
     """
     slices, truth, slice_indices = [], [], []
-    for number in rows:
-        try:
-            row = dataset[number]
-        except (OSError, SyntaxError) as error:  # the latter from Pillow's decoders
-            raise ValueError(
-                f"The image or the mask of slice {dataset['slice_index'][number]} of patient {patient_id} is damaged "
-                f"({error})."
-            ) from error
-        where = f"slice {row['slice_index']} of patient {patient_id}"
+    for index in rows:
+        row = read_row(dataset, index)
+        where = name_of(row)
         if row["mask"] is None:
             raise ValueError(f"There is no mask for {where}. A dataset without masks can be segmented, not scored.")
         image, mask = np.asarray(row["image"]), np.asarray(row["mask"].convert("L")) > 0

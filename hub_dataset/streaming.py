@@ -23,14 +23,11 @@ from .loading import (
     check_columns,
     check_slice,
     find_dataset,
-    intensities_by_patient,
-    measure_slice,
-    name_of,
     or_no_folder,
-    pixels_of,
-    relative_head_size,
     training_sample,
 )
+from .patients import name_of
+from .slice_measures import intensities_by_patient, measure_slice, pixels_of, relative_head_size
 
 SMALL_COLUMNS = ("patient_id", "slice_index", "has_lesion")
 IMAGE_COLUMNS = ("image", "mask", "patient_id", "slice_index")

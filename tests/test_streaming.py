@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader
 import train as train_program
 from evaluate import evaluate_split
 from hub_dataset import streaming
-from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_splits, relative_head_sizes
+from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_splits
+from hub_dataset.slice_measures import relative_head_sizes
 from hub_dataset.streaming import StreamedBatchSampler, StreamedSlices, StreamError, stream_splits
 from modeling import BrainMRIImageProcessor
 

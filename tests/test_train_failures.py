@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from tiny_training import read_log
 
 from hub_dataset.folds import write_splits
-from hub_dataset.loading import DamagedSlice, TrainingSlices, load_splits
+from hub_dataset.loading import TrainingSlices, load_splits
+from hub_dataset.patients import DamagedSlice
 from modeling import PRESETS, UNetConfig
 
 pytest_plugins = ["training_fixtures"]
