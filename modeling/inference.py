@@ -236,7 +236,8 @@ def predict_volume(
         slices: (S, H, W, 3) in the order pre-contrast T1, FLAIR, post-contrast T1, or (S, H, W) FLAIR; any real dtype.
         batch_size: slices computed in one forward pass, at most. On a CPU, alone is fastest, as the window is tightest.
         crop_margin: the slices of a batch are computed in the window that holds their heads and this many pixels around
-            them; the probability is 0 elsewhere, and in slices without brain. None computes every slice whole.
+            them; the probability is 0 elsewhere, and in slices without brain. None computes every slice whole, as a
+            stack of one slice always is: the result is that of `segment_slice`.
         screening_stride: every so many slices are computed first, then, from slice to slice, the neighbours of those in
             which a probability comes to `SCREENING_LEVEL`; it is 0 in the others. A lesion through at least so many
             slices meets a computed one. 1 computes every slice.
@@ -296,11 +297,11 @@ class _VolumeComputation:
         crop_margin: int | None,
     ):
         self.model, self.processor, self.slices = model, processor, slices
-        self.batch_size, self.crop_margin = batch_size, crop_margin
+        self.batch_size, self.crop_margin = batch_size, crop_margin if len(slices) > 1 else None
         self.probabilities = np.zeros(slices.shape[:3], dtype=np.float32)
         self.signal = signal_mask(slices)
         shown = ~_is_constant(slices)
-        if crop_margin is not None:
+        if self.crop_margin is not None:
             shown &= self.signal.mean(axis=(1, 2)) > EMPTY_SLICE
         self.indices = np.flatnonzero(shown)
         self.intensities = measure_intensities(slices)

@@ -233,8 +233,7 @@ def segment(
     spread = None
     if uncertainty:
         progress(0.6, desc="Asking again, mirrored and turned")
-        whole = {"crop_margin": None}  # as `segment_slice` computes a slice
-        spread = disagreement(network, processor, pixels[None], segmentation.probabilities[None], **whole)[0]
+        spread = disagreement(network, processor, pixels[None], segmentation.probabilities[None])[0]
     progress(0.9, desc="Drawing")
     outline = draw(pixels, segmentation.mask)
     height, width = segmentation.mask.shape

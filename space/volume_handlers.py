@@ -113,8 +113,7 @@ def segment_volume(
             return by_slice(slices, progress, done * share, share, f"View {done + 1} of {len(VIEWS)}: slice")
 
         network, processor, _ = load(models[model])
-        options = {"crop_margin": crop_margin_of(volume), "progress": watch}
-        spread = disagreement(network, processor, volume.slices, prediction.probabilities, **options)
+        spread = disagreement(network, processor, volume.slices, prediction.probabilities, progress=watch)
     progress(0.92, desc="Writing the results")
     grey = volume_to_grey(volume.flair)
     folder, stem = new_folder(), file_stem(first_path(paths))
@@ -166,7 +165,6 @@ def predict(volume, model: str, threshold: float, models, progress: Progress, st
         volume.slices,
         threshold=threshold,
         postprocess=whole,
-        crop_margin=crop_margin_of(volume),
         progress=lambda slices: by_slice(slices, progress, start, share, f"{model}: slice"),
     )
     cleaning = {
@@ -183,13 +181,6 @@ def predict(volume, model: str, threshold: float, models, progress: Progress, st
     }
     removed = postprocessing.describe_removed(segmentation.probabilities >= threshold, segmentation.mask)
     return Prediction(segmentation.probabilities, segmentation.mask, provenance, removed)
-
-
-def crop_margin_of(volume) -> int | None:
-    """A slice by itself is computed whole, as /segment_slice does."""
-    from modeling.inference import CROP_MARGIN
-
-    return CROP_MARGIN if len(volume.slices) > 1 else None
 
 
 def by_slice(slices: Sized, progress: Progress, start: float, share: float, what: str) -> Iterator:

@@ -93,7 +93,7 @@ def test_everything_of_a_slice_is_in_the_archive(upload, models):
     assert Path(result.mask_path).read_bytes() == Path(plain.mask_path).read_bytes()
     network, processor = load_model(models["tiny-a"])
     probabilities = segment_slice(network, processor, make_slice()).probabilities
-    spread = disagreement(network, processor, make_slice()[None], probabilities[None], crop_margin=None)[0]
+    spread = disagreement(network, processor, make_slice()[None], probabilities[None])[0]
     assert result.peak == np.unravel_index(probabilities.argmax(), probabilities.shape)
     assert np.ptp(np.asarray(result.uncertainty_map)) > 0
     with zipfile.ZipFile(result.zip_path) as archive:

@@ -114,9 +114,7 @@ def test_distances_on_one_slice_are_in_its_own_plane(folder, models):
     flair, mask = head().slices[6:7, ..., 1], np.zeros((1, 64, 48), dtype=bool)
     mask[0, 20:40, 10:30] = True
     paths = [str(save_nifti(folder / f"{name}.nii", axial)) for name, axial in (("flair", flair), ("mask", mask))]
-    probabilities = segment_volume(
-        *load_model(models["tiny-a"]), flair, postprocess=False, crop_margin=None
-    ).probabilities[0]
+    probabilities = segment_volume(*load_model(models["tiny-a"]), flair, postprocess=False).probabilities[0]
     threshold = float(np.quantile(probabilities, 0.8))
     result = compare_with_mask(paths[0], "tiny-a", paths[1], threshold, models)
     expected = metrics.hausdorff95(probabilities >= threshold, mask[0], SPACING[1:])

@@ -179,7 +179,7 @@ class TestVolume:
 
     def test_a_volume_of_one_slice_is_the_slice(self, processor):
         volume, _ = make_volume()
-        found = predict_volume(Brightness(), processor, volume[3:4], crop_margin=None)
+        found = predict_volume(Brightness(), processor, volume[3:4])
         np.testing.assert_array_equal(found[0], segment_slice(Brightness(), processor, volume[3]).probabilities)
 
     def test_intensities_are_those_of_slices_with_brain(self):
