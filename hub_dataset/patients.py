@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Image
 
 from modeling.image_processing_brain_mri import FLAIR
 
 COLUMNS = ("image", "mask", "patient_id", "slice_index")
+UNDECODED = (OSError, SyntaxError)  # what Pillow raises, the latter from some decoders
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,24 @@ def read_row(dataset: Dataset, index: int) -> dict:
     """
     try:
         return dataset[index]
-    except (OSError, SyntaxError) as error:  # the latter from Pillow's decoders
-        where = name_of({name: dataset[name][index] for name in ("slice_index", "patient_id")})
-        raise DamagedSlice(f"The image or the mask of {where} is damaged ({error})") from error
+    except UNDECODED as error:
+        raise damaged({name: dataset[name][index] for name in ("slice_index", "patient_id")}, error) from error
+
+
+def decode_row(row: dict) -> dict:
+    """`row`, its images not decoded, with those that it has decoded as `datasets` does.
+
+    Raises:
+        DamagedSlice: one cannot be.
+    """
+    try:
+        return row | {name: Image().decode_example(row[name]) for name in ("image", "mask") if name in row}
+    except UNDECODED as error:
+        raise damaged(row, error) from error
+
+
+def damaged(row: dict, error: Exception) -> DamagedSlice:
+    return DamagedSlice(f"The image or the mask of {name_of(row)} is damaged ({error})")
 
 
 def read_patient(dataset: Dataset, patient_id: str, rows: Sequence[int]) -> Patient:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import datasets
 import numpy as np
 from datasets import Dataset
 from PIL import Image
@@ -20,6 +21,8 @@ from modeling.image_processing_brain_mri import (
     to_channels,
     volume_intensities,
 )
+
+from .patients import decode_row
 
 
 class Box(NamedTuple):
@@ -60,17 +63,20 @@ def code_version() -> str:
 
 
 def measure_images(split: Dataset, measure: Callable[[np.ndarray], dict], desc: str) -> Dataset:
-    """`measure` of every image, (H, W, 3): one pass, whose result `datasets` keeps in its cache."""
+    """`measure` of every image, (H, W, 3): one pass, whose result `datasets` keeps in its cache.
 
-    def measure_one(image, code):
-        return measure(pixels_of(image))
+    Raises:
+        DamagedSlice: an image cannot be decoded.
+    """
 
-    return split.map(
-        measure_one,
-        input_columns=["image"],
-        fn_kwargs={"code": code_version()},
-        remove_columns=split.column_names,
-        desc=desc,
+    def measure_one(row, code):
+        return measure(pixels_of(decode_row(row)["image"]))
+
+    columns = ["image", "patient_id", "slice_index"]
+    return (
+        split.select_columns(columns)
+        .cast_column("image", datasets.Image(decode=False))
+        .map(measure_one, fn_kwargs={"code": code_version()}, remove_columns=columns, desc=desc)
     )
 
 

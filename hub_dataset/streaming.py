@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from datasets import Image, IterableDataset, load_dataset
+from datasets import IterableDataset, load_dataset
 from transformers import BaseImageProcessor
 
 from .loading import (
@@ -26,7 +26,7 @@ from .loading import (
     or_no_folder,
     training_sample,
 )
-from .patients import name_of
+from .patients import decode_row
 from .slice_measures import intensities_by_patient, measure_slice, pixels_of, relative_head_size
 
 SMALL_COLUMNS = ("patient_id", "slice_index", "has_lesion")
@@ -86,7 +86,7 @@ class StreamedSplit:
         if self.last_read is None or self.last_read[0] != group:
             self.last_read = None  # freed before the next one is read
             self.last_read = (group, self.read(group))
-        return decoded(self.last_read[1][item - self.starts[group]])
+        return decode_row(self.last_read[1][item - self.starts[group]])
 
     def read(self, group: int) -> list[dict]:
         """The rows of a row group, their images still encoded.
@@ -157,18 +157,6 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def decoded(row: dict) -> dict:
-    """`row` with its images decoded, as `datasets` does.
-
-    Raises:
-        StreamError: a damaged image or mask.
-    """
-    try:
-        return row | {name: Image().decode_example(row[name]) for name in ("image", "mask")}
-    except (OSError, SyntaxError) as error:  # the latter from Pillow's decoders
-        raise StreamError(f"The image or the mask of {name_of(row)} is damaged ({error})") from error
-
-
 class EncodedSlice(NamedTuple):
     """A training sample to be: its key, its row with the images encoded, and its volume's intensities (3, 2)."""
 
@@ -189,7 +177,7 @@ class StreamedSlices(torch.utils.data.Dataset):
         self.options = (processor, augmentation_strength, channels)
 
     def __getitem__(self, item: EncodedSlice) -> dict:
-        return training_sample(decoded(item.row), item.volume, item.key, *self.options)
+        return training_sample(decode_row(item.row), item.volume, item.key, *self.options)
 
 
 class StreamedBatchSampler(LesionBatchSampler):
@@ -265,7 +253,7 @@ class StreamedBatchSampler(LesionBatchSampler):
         rows = dict(enumerate(self.split.read(group), self.split.starts[group]))
         first, last = self.split.starts[group : group + 2]
         if np.isnan(self.intensities[first:last]).any():
-            images = [pixels_of(decoded(row)["image"]) for row in rows.values()]
+            images = [pixels_of(decode_row(row)["image"]) for row in rows.values()]
             patient_ids = [row["patient_id"] for row in rows.values()]
             self.intensities[first:last] = intensities_by_patient(patient_ids, list(map(measure_slice, images)))
             self.head_sizes[first:last] = [relative_head_size(image) for image in images]

@@ -257,6 +257,15 @@ class TestIntensities:
         first, second, changed = (result.cache_files for result in results)
         assert first == second != changed
 
+    @pytest.mark.parametrize("measure", [measure_split, relative_head_sizes])
+    def test_an_image_that_is_cut_off_is_named(self, phantom_dataset_dir, measure):
+        split = load_splits(str(phantom_dataset_dir))["train"]
+        row = split.cast_column("image", datasets.Image(decode=False))[2]
+        row["image"]["bytes"] = row["image"]["bytes"][:-60]
+        where = f"slice {row['slice_index']} of patient {row['patient_id']}"
+        with pytest.raises(DamagedSlice, match=f"The image or the mask of {where} is damaged"):
+            measure(datasets.Dataset.from_list([row], features=split.features))
+
     def test_those_of_a_split_are_those_that_inference_measures(self, phantom_dataset_dir):
         split = load_splits(str(phantom_dataset_dir))["train"]
         intensities = measure_split(split)

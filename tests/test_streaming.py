@@ -26,6 +26,7 @@ import train as train_program
 from evaluate import evaluate_split
 from hub_dataset import streaming
 from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_splits
+from hub_dataset.patients import DamagedSlice
 from hub_dataset.slice_measures import relative_head_sizes
 from hub_dataset.streaming import StreamedBatchSampler, StreamedSlices, StreamError, stream_splits
 from modeling import BrainMRIImageProcessor
@@ -173,7 +174,7 @@ class TestSplit:
         rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:-60]
         write_split(tmp_path / "train.parquet", rows)
         split = stream_splits(str(tmp_path))["train"]
-        with pytest.raises(StreamError, match="slice 2 of patient P00 is damaged"):
+        with pytest.raises(DamagedSlice, match="slice 2 of patient P00 is damaged"):
             list(StreamedBatchSampler(split, 1, **SETTINGS))
 
 
