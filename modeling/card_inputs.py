@@ -27,7 +27,7 @@ PHANTOM = ImageSource("Brain MR phantom", "brain-mr-phantom", "apache-2.0")
 def source_of(patient_ids: list[str], dataset: str) -> ImageSource:
     """The source of these patients' images, told by their names; `dataset` is where they were loaded from."""
     for pattern, source in ((PHANTOM_PATIENT, PHANTOM), (LGG_PATIENT, LGG)):
-        if patient_ids and all(pattern.fullmatch(patient_id) for patient_id in patient_ids):
+        if patient_ids and all(pattern.fullmatch(str(patient_id)) for patient_id in patient_ids):  # it may be a number
             return source
     name = shorten_path(dataset)
     return ImageSource(name, name, None)
