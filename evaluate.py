@@ -35,7 +35,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from hub_dataset.loading import load_split
 from hub_dataset.patients import COLUMNS, Patient, group_by_patient, read_patient
-from modeling.command_line import command_parser
+from modeling.command_line import command_parser, whole_number
 from modeling.commands import add_inference_arguments, load_checkpoint
 from modeling.cores import use_cores
 from modeling.files import write_atomically
@@ -306,7 +306,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "processor's)",
     )
     parser.add_argument(
-        "--min_voxels", type=int, default=MIN_VOXELS, help="post-processing: smallest component, 0 is off"
+        "--min_voxels", type=whole_number(0), default=MIN_VOXELS, help="post-processing: smallest component, 0 is off"
     )
     parser.add_argument(
         "--keep_fraction",
@@ -317,7 +317,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--no_extend", action="store_true", help="post-processing: leave outlines at the threshold that found them"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="score the first N patients only")
+    parser.add_argument("--limit", type=whole_number(1), metavar="N", help="score the first N patients only")
     parser.add_argument("--predictions", type=Path, metavar="DIR", help="keep probabilities here, and go on with those")
     parser.add_argument("--no_figure", action="store_true", help="write the JSON only")
     args = parser.parse_args(argv)

@@ -28,7 +28,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from modeling.command_line import command_parser
+from modeling.command_line import command_parser, whole_number
 from modeling.commands import add_inference_arguments, load_checkpoint
 from modeling.cores import use_cores
 from modeling.dicom_segmentation import DicomSegmentationError, write_dicom_segmentation
@@ -60,7 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--screening_stride",
-        type=int,
+        type=whole_number(1),
         default=SCREENING_STRIDE,
         metavar="N",
         help="compute every N-th slice first, then those beside a lesion; 1 computes every slice",

@@ -31,12 +31,11 @@ from datasets import Dataset
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.arguments import at_least
 from benchmarks.machine import gflop, matrix_product_rate, seconds
 from hub_dataset.loading import load_split
 from hub_dataset.patients import Patient, group_by_patient, read_patient
 from hub_dataset.phantom import phantom_volume
-from modeling.command_line import command_parser
+from modeling.command_line import command_parser, whole_number
 from modeling.commands import load_checkpoint
 from modeling.image_processing_brain_mri import FLAIR
 from modeling.inference import load_model, measure_intensities, segment_volume
@@ -61,9 +60,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--dataset", help="folder written by hub_dataset.build, or USER/NAME on the Hub")
     parser.add_argument("--split", default="validation", help="train, validation or test")
-    parser.add_argument("--patients", type=at_least(1), default=11, help="the first ones of the split")
+    parser.add_argument("--patients", type=whole_number(1), default=11, help="the first ones of the split")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
-    parser.add_argument("--repeats", type=at_least(1), default=5, help="of each forward pass; the fastest counts")
+    parser.add_argument("--repeats", type=whole_number(1), default=5, help="of each forward pass; the fastest counts")
     parser.add_argument("--first_answer", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if "patients" in args.parts and not args.dataset:

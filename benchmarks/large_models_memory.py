@@ -15,9 +15,8 @@ import time
 
 import torch
 
-from benchmarks.arguments import at_least
 from modeling import build_model
-from modeling.command_line import command_parser
+from modeling.command_line import command_parser, whole_number
 
 PRESETS = ("transunet-conv", "transunet-r50-vit-b16")
 SIZE = 256  # pixels
@@ -49,7 +48,7 @@ def measure(preset: str, work: str, batch_size: int, gradient_checkpointing: boo
 
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser(__doc__, "benchmarks.large_models_memory")
-    parser.add_argument("--batch_size", type=at_least(1), default=2, help="slices per step")
+    parser.add_argument("--batch_size", type=whole_number(1), default=2, help="slices per step")
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--limit", type=float, default=12.0, help="GB")
     parser.add_argument("--only", nargs=2, metavar=("PRESET", "WORK"), help=argparse.SUPPRESS)

@@ -32,9 +32,8 @@ import psutil
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from benchmarks.arguments import at_least
 from hub_dataset.phantom import MIN_SLICES, phantom_volume
-from modeling.command_line import command_parser
+from modeling.command_line import command_parser, whole_number
 from modeling.image_processing_brain_mri import FLAIR, MINIMUM_SIZE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,18 +58,20 @@ class Answer:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__, "benchmarks.space_load")
     parser.add_argument("--url", help="of a server that runs already; without, app.py is started on 127.0.0.1")
-    parser.add_argument("--pid", type=at_least(1), help="of the server at --url, to follow its memory")
+    parser.add_argument("--pid", type=whole_number(1), help="of the server at --url, to follow its memory")
     parser.add_argument("--model", help="a name that the server offers; without, its default")
-    parser.add_argument("--requests", type=at_least(1), default=200, help="in all, from all clients")
-    parser.add_argument("--clients", type=at_least(1), default=4, help="at once")
+    parser.add_argument("--requests", type=whole_number(1), default=200, help="in all, from all clients")
+    parser.add_argument("--clients", type=whole_number(1), default=4, help="at once")
     parser.add_argument(
-        "--volume_every", type=at_least(0), default=10, help="one request in so many is a volume; 0 for none"
+        "--volume_every", type=whole_number(0), default=10, help="one request in so many is a volume; 0 for none"
     )
     parser.add_argument(
-        "--size", type=at_least(MINIMUM_SIZE), default=256, help="pixels; height and width of all images"
+        "--size", type=whole_number(MINIMUM_SIZE), default=256, help="pixels; height and width of all images"
     )
-    parser.add_argument("--num_slices", type=at_least(MIN_SLICES), default=40, help="of a volume")
-    parser.add_argument("--repeats", type=at_least(1), default=5, help="of the slice by itself; the volume takes two")
+    parser.add_argument("--num_slices", type=whole_number(MIN_SLICES), default=40, help="of a volume")
+    parser.add_argument(
+        "--repeats", type=whole_number(1), default=5, help="of the slice by itself; the volume takes two"
+    )
     args = parser.parse_args(argv)
     if args.requests < 5 * args.clients:
         parser.error(f"--requests is {args.requests}; give at least five for each of the {args.clients} clients")

@@ -19,12 +19,11 @@ from datasets import concatenate_datasets
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from benchmarks.arguments import at_least
 from benchmarks.machine import PeakMemory
 from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_split
 from hub_dataset.slice_measures import relative_head_sizes
 from modeling import PRESETS, BrainMRIImageProcessor, build_model
-from modeling.command_line import command_parser
+from modeling.command_line import command_parser, whole_number
 from modeling.image_processing_brain_mri import MINIMUM_SIZE
 from training.cpu import keep_freed_memory, memory_format_for
 from training.recipe import ema_update
@@ -35,13 +34,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--model", default="unet-5level", choices=list(PRESETS), help="preset")
     parser.add_argument(
-        "--patients", type=at_least(1), nargs="+", default=[20, 88], help="patients in an epoch (default: 20 88)"
+        "--patients", type=whole_number(1), nargs="+", default=[20, 88], help="patients in an epoch (default: 20 88)"
     )
-    parser.add_argument("--batch_size", type=at_least(1), default=16, help="slices per step")
-    parser.add_argument("--image_size", type=at_least(MINIMUM_SIZE), default=256, help="pixels")
+    parser.add_argument("--batch_size", type=whole_number(1), default=16, help="slices per step")
+    parser.add_argument("--image_size", type=whole_number(MINIMUM_SIZE), default=256, help="pixels")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="as in train.py")
     parser.add_argument("--low_memory", action="store_true", help="as in train.py")
-    parser.add_argument("--steps", type=at_least(1), default=3, help="batches that are trained on")
+    parser.add_argument("--steps", type=whole_number(1), default=3, help="batches that are trained on")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

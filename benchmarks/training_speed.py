@@ -23,12 +23,11 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from benchmarks.arguments import at_least
 from benchmarks.machine import PeakMemory, matrix_product_rate
 from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_split
 from hub_dataset.slice_measures import relative_head_sizes
 from modeling import PRESETS, BrainMRIImageProcessor, build_model
-from modeling.command_line import command_parser
+from modeling.command_line import command_parser, whole_number
 from modeling.image_processing_brain_mri import MINIMUM_SIZE
 from training.cost import model_of_shapes, step_cost
 from training.cpu import keep_freed_memory, memory_format_for
@@ -42,18 +41,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser(__doc__, "benchmarks.training_speed")
     parser.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
     parser.add_argument("--model", default="unet-5level", choices=list(PRESETS), help="preset")
-    parser.add_argument("--image_size", type=at_least(MINIMUM_SIZE), default=256, help="pixels")
-    parser.add_argument("--batch_size", type=at_least(1), default=16, help="slices per step")
-    parser.add_argument("--steps", type=at_least(1), default=5, help="timed ones")
+    parser.add_argument("--image_size", type=whole_number(MINIMUM_SIZE), default=256, help="pixels")
+    parser.add_argument("--batch_size", type=whole_number(1), default=16, help="slices per step")
+    parser.add_argument("--steps", type=whole_number(1), default=5, help="timed ones")
     parser.add_argument("--crop", action="store_true", help="crop to the head")
-    parser.add_argument("--num_workers", type=at_least(0), default=2, help="as in train.py")
+    parser.add_argument("--num_workers", type=whole_number(0), default=2, help="as in train.py")
     parser.add_argument(
         "--memory_format", choices=list(MEMORY_FORMATS), help="train.py's own for the model if left out"
     )
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="as of `accelerate launch`")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="as in train.py")
     parser.add_argument("--low_memory", action="store_true", help="as in train.py")
-    parser.add_argument("--threads", type=at_least(1), default=len(os.sched_getaffinity(0)), help="of PyTorch")
+    parser.add_argument("--threads", type=whole_number(1), default=len(os.sched_getaffinity(0)), help="of PyTorch")
     return parser.parse_args(argv)
 
 

@@ -4,6 +4,7 @@ import argparse
 
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from .command_line import whole_number
 from .inference import load_model
 from .onnx_inference import OnnxModel, load_onnx_model
 from .views import VIEWS
@@ -18,10 +19,12 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
         help="what computes the network; onnxruntime: faster, on the CPU alone",
     )
     parser.add_argument("--threshold", type=float, default=0.5, help="probability from which a voxel counts as lesion")
-    parser.add_argument("--batch_size", type=int, default=1, help="slices computed in one forward pass")
+    parser.add_argument(
+        "--batch_size", type=whole_number(1), default=1, metavar="N", help="slices computed in one forward pass"
+    )
     parser.add_argument(
         "--views",
-        type=int,
+        type=whole_number(1, len(VIEWS)),
         default=1,
         metavar="N",
         help="average suspect slices over so many views, mirrored and turned, 1 to "

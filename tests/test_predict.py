@@ -20,7 +20,7 @@ from volume_samples import AFFINE, SPACING, head, read_dicom_seg, save_dicom, sa
 
 from hub_dataset.phantom import phantom_volume
 from modeling import BrainMRIImageProcessor
-from modeling.inference import CROP_MARGIN, load_model, segment_volume
+from modeling.inference import CROP_MARGIN, load_model, segment_slice, segment_volume
 from modeling.measurements import volume_ml
 from modeling.postprocessing import outline_threshold
 from predict import main
@@ -105,16 +105,28 @@ def test_masks_and_measurements_of_all_kinds_of_input(scans, checkpoint, tmp_pat
 def test_a_linked_folder_is_called_as_the_link_and_a_failed_start_binds_nobody(scans, checkpoint, tmp_path, capsys):
     (tmp_path / "dora").symlink_to(scans / "anna")
     output = ["--output", str(tmp_path / "out"), "--checkpoint", str(checkpoint), str(tmp_path / "dora")]
-    with pytest.raises(SystemExit):
-        main(["--batch_size", "0", *output])
+    with pytest.raises(SystemExit, match="missing"):
+        main(["--views", "2", *output[:-1], str(tmp_path / "missing")])
     main(output)
     assert (tmp_path / "out" / "dora_mask.nii.gz").is_file()
 
 
-def test_one_slice_is_not_post_processed_and_that_is_said(scans, checkpoint, tmp_path):
-    Image.fromarray(head().slices[6]).save(tmp_path / "one.png")
+def test_one_slice_is_computed_as_the_page_does_and_not_post_processed(checkpoint, tmp_path):
+    pixels = head().slices[6]
+    Image.fromarray(pixels).save(tmp_path / "one.png")
     main(["--output", str(tmp_path), "--checkpoint", str(checkpoint), str(tmp_path / "one.png")])
+    with np.load(tmp_path / "probabilities" / "one.npz") as kept:
+        expected = segment_slice(*load_model(checkpoint), pixels).probabilities
+        np.testing.assert_allclose(kept["probabilities"][0], expected, atol=1e-6)
     assert json.loads((tmp_path / "one.json").read_text())["postprocessing"] is False
+
+
+@pytest.mark.parametrize("option", ["--batch_size", "--screening_stride", "--views"])
+def test_options_out_of_their_range_are_named_before_any_patient_is_read(scans, checkpoint, tmp_path, option, capsys):
+    with pytest.raises(SystemExit):
+        predict(scans, checkpoint, tmp_path / "out", "anna", options=(option, "0"))
+    assert f"{option}: '0' is no whole number from 1 " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_table_keeps_the_patients_of_former_runs(scans, checkpoint, tmp_path):
