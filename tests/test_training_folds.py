@@ -153,7 +153,7 @@ class TestSummary:
         return write_run
 
     def test_is_over_the_patients_of_all_folds(self, write_run, capsys):
-        runs = [write_run("b", [0.5, 0.6], fold=1), write_run("a", [0.2, 0.9, math.nan], fold=0)]
+        runs = [write_run("b", [0.5, 0.6], fold=1, low_memory=True), write_run("a", [0.2, 0.9, math.nan], fold=0)]
         folds.main(runs)
         output = capsys.readouterr().out
         assert re.search(

@@ -33,7 +33,7 @@ FIXED = ("model", "config", "init_from", "optimizer", "batch_size", "gradient_ac
 UNFINISHED = re.compile(r"\..*\.\d+\.((args|split|not_finite)\.json|log\.jsonl|(curves|validation)\.png)")
 # Arguments that may differ on resume without a word: they do not shape the result.
 HARMLESS = {
-    *("resume", "output_dir", "num_workers", "checkpoint_minutes", "keep_checkpoints"),
+    *("resume", "output_dir", "num_workers", "low_memory", "checkpoint_minutes", "keep_checkpoints"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "report_to", "dry_run"),
 }
 
