@@ -177,6 +177,16 @@ def test_where_a_volume_lies_and_what_its_slices_are_called_is_as_of_flair(tmp_p
         assert volume.slice_names == tuple(map(str, range(1, 13)))
 
 
+def test_folders_tell_sequences_apart_whose_files_are_called_alike(tmp_path):
+    slices = head().slices
+    folders = [tmp_path / name for name in ("t1c", "flair", "t1")]
+    for folder, channel in zip(folders, (2, 1, 0), strict=True):
+        folder.mkdir()
+        save_nifti(folder / "image.nii.gz", slices[..., channel])
+    for paths in (tmp_path, folders):
+        np.testing.assert_array_equal(read_volume(paths).slices, slices)
+
+
 def test_grey_sequences_may_be_saved_in_colour(tmp_path):
     slices = head().slices
     paths = [
