@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from conftest import ROOT
-from datasets import Features, Image, Value
+from evaluate_samples import FEATURES
 from local_hub import Handler
 from PIL import Image as PILImage
 from safetensors.torch import load_file
@@ -35,15 +35,6 @@ pytest_plugins = ["training_fixtures"]
 
 PATIENTS, SLICES = 24, 6
 SETTINGS = {"batch_size": 2, "image_size": 32, "size_divisor": 16, "seed": 3}
-FEATURES = Features(
-    {
-        "image": Image(),
-        "mask": Image(),
-        "patient_id": Value("string"),
-        "slice_index": Value("int32"),
-        "has_lesion": Value("bool"),
-    }
-)
 
 
 def png(pixels: np.ndarray) -> dict:
