@@ -150,10 +150,18 @@ def write_nifti(path: Path, array: np.ndarray, geometry: Geometry) -> None:
 
     Args:
         path: ends in .nii or .nii.gz.
-        array: bool, which becomes uint8 0 or 1, or float32.
+        array: bool, which becomes uint8 0 or 1, labels in uint8, or float32.
+
+    Raises:
+        ValueError: an array of other slices than the input's.
     """
     import nibabel as nib
 
+    if array.shape != geometry.axial_shape:
+        raise ValueError(
+            f"The array has the shape {array.shape}, but the input has axial slices of {geometry.axial_shape}; give "
+            f"what was computed of all of them."
+        )
     array = array.astype(np.uint8) if array.dtype == bool else array
     if geometry.affine is None:
         image = nib.Nifti1Image(np.ascontiguousarray(array.transpose(2, 1, 0)), None)

@@ -196,3 +196,10 @@ def test_nothing_that_may_name_a_person_goes_into_the_mask(tmp_path):
     write_nifti(tmp_path / "mask.nii", head().mask, read_volume([tmp_path / "flair.nii"]).geometry)
     assert b"Jane" not in (tmp_path / "mask.nii").read_bytes()
     assert b"research use only" in nib.load(tmp_path / "mask.nii").header["descrip"].item()
+
+
+def test_a_mask_of_other_slices_is_not_written(tmp_path):
+    volume = read_volume(save_nifti(tmp_path / "flair.nii", head().slices[..., FLAIR]))
+    with pytest.raises(ValueError, match="all of them"):
+        write_nifti(tmp_path / "mask.nii", head().mask[1:], volume.geometry)
+    assert not (tmp_path / "mask.nii").exists()
