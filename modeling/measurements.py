@@ -23,7 +23,13 @@ def largest_slice(mask: np.ndarray) -> int:
 
 
 def volume_ml(mask: np.ndarray, spacing: Spacing) -> float:
-    """Volume in millilitres of `(S, H, W)` bool with voxels of `spacing` mm along each axis."""
+    """Volume in millilitres of `(S, H, W)` bool with voxels of `spacing` mm along each axis.
+
+    Raises:
+        ValueError: `spacing` is not three lengths.
+    """
+    if len(spacing) != 3:
+        raise ValueError(f"spacing is three lengths in mm, (slice, row, column), but is {spacing}.")
     return float(np.count_nonzero(mask) * np.prod(spacing) / 1000)
 
 
@@ -39,6 +45,9 @@ def measure_volume(mask: np.ndarray, spacing: Spacing | None, no_spacing: str = 
         `num_slices`, `height`, `width`, `spacing_mm`, `lesion_voxels`, `volume_ml`, `largest_slice` (counted
         from 1; None where there is no lesion), `diameters_mm` on that slice, `reason` (why `volume_ml` or
         `diameters_mm` is None) and `area_per_slice_pixels`.
+
+    Raises:
+        ValueError: `spacing` is not three lengths.
     """
     areas, largest = area_per_slice(mask), largest_slice(mask)
     reason = None
