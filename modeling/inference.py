@@ -43,7 +43,7 @@ from .views import VIEWS, View
 Progress = Callable[[Iterable], Iterable]  # wraps an iterable to show progress, as tqdm and gr.Progress().tqdm do
 
 CROP_MARGIN = 0  # pixels around the head; the window is rounded up, as the crops of training are
-SCREENING_STRIDE = 3  # slices; the smallest lesion of the LGG dataset's 88 patients for training goes through six
+SCREENING_STRIDE = 3  # slices; no lesion of the 88 patients for training and validation goes through fewer
 SCREENING_LEVEL = 0.1  # highest probability, before the temperature, from which a slice's neighbours may have a lesion
 MAX_WORKERS = 8  # slices computed side by side; each takes up to 0.1 GB at 256x256
 EMPTY_SLICE = 0.002  # share of pixels with signal under which a slice of a volume holds no brain
@@ -250,8 +250,8 @@ def predict_volume(
         (S, H, W) float32 in [0, 1].
 
     Raises:
-        ValueError: another shape, no slice, NaN or infinite intensities, slices under 32x32 pixels, or an option out of
-            its range.
+        ValueError: another shape or dtype, no slice, NaN or infinite intensities, slices under 32x32 pixels, or an
+            option out of its range.
     """
     slices = np.asarray(slices)
     _check_volume(slices)
@@ -281,6 +281,8 @@ def _check_volume(slices: np.ndarray) -> None:
             f"The slices are {slices.shape[1]}x{slices.shape[2]} pixels, too small to segment: {MINIMUM_SIZE} a side "
             f"at least."
         )
+    if slices.dtype.kind not in "uif":
+        raise ValueError(f"The volume has the dtype {slices.dtype}; intensities must be integers or floats.")
     if not np.isfinite(slices).all():
         raise ValueError("The volume contains NaN or infinite intensities. Replace them, for instance by zero, first.")
 

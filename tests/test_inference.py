@@ -284,6 +284,8 @@ class TestVolume:
             (np.zeros((0, 64, 64)), r"\(0, 64, 64\)"),
             (np.full((5, 64, 64), np.nan), "NaN"),
             (np.zeros((4, 31, 64)), "31x64 pixels, too small"),
+            (np.zeros((5, 64, 64), dtype=complex), "complex128"),
+            (np.zeros((5, 64, 64), dtype=object), "object"),
         ],
     )
     def test_unusable_volumes_are_refused(self, processor, volume, message):
