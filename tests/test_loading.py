@@ -135,7 +135,7 @@ class TestSampler:
         unsorted = [np.prod(sampler.crop_size(order[start : start + 8])) for start in range(0, 96, 8)]
         assert bucketed < np.mean(unsorted)
 
-    def test_an_epoch_mixes_slices_with_and_without_a_lesion_and_crops_of_all_sizes(self, has_lesion, head_sizes):
+    def test_an_epoch_mixes_slices_with_and_without_a_lesion_and_crops_of_all_sizes(self, has_lesion):
         batches = list(self.sampler(has_lesion, np.full((100, 2), 0.5)))
         with_lesion = [has_lesion[[key.index for key in batch]].sum() for batch in batches]
         assert sum(0 < count < 4 for count in with_lesion) > len(batches) / 2

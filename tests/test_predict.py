@@ -102,7 +102,7 @@ def test_masks_and_measurements_of_all_kinds_of_input(scans, checkpoint, tmp_pat
     assert int(rows[0]["largest_slice"]) == mask.sum(axis=(1, 2)).argmax() + 1, "counted from 1, like the files"
 
 
-def test_a_linked_folder_is_called_as_the_link_and_a_failed_start_binds_nobody(scans, checkpoint, tmp_path, capsys):
+def test_a_linked_folder_is_called_as_the_link_and_a_failed_start_binds_nobody(scans, checkpoint, tmp_path):
     (tmp_path / "dora").symlink_to(scans / "anna")
     output = ["--output", str(tmp_path / "out"), "--checkpoint", str(checkpoint), str(tmp_path / "dora")]
     with pytest.raises(SystemExit, match="missing"):

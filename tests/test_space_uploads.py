@@ -42,7 +42,7 @@ def test_grey_slices_keep_their_bit_depth(upload, suffix, dtype):
     np.testing.assert_array_equal(read, flair)
 
 
-def test_sixteen_bit_colour_keeps_the_low_bytes(upload_folder, tmp_path):
+def test_sixteen_bit_colour_keeps_the_low_bytes(upload_folder):
     # 12 significant bits, as scanners give them: their high bytes alone would be 16 shades of grey.
     pixels = make_slice().astype(np.uint16) * 16 + 5
     for path in (
