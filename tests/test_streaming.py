@@ -14,7 +14,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from conftest import ROOT
 from evaluate_samples import FEATURES
-from local_hub import Handler
+from local_hub_requests import Handler
 from PIL import Image as PILImage
 from safetensors.torch import load_file
 from test_training_distributed import launch
