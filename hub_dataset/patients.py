@@ -9,7 +9,7 @@ from datasets import Dataset, Image
 from modeling.image_processing_brain_mri import FLAIR
 
 COLUMNS = ("image", "mask", "patient_id", "slice_index")
-UNDECODED = (OSError, SyntaxError)  # what Pillow raises, the latter from some decoders
+DECODING_ERRORS = (OSError, SyntaxError)  # what Pillow raises, the latter from some decoders
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def read_row(dataset: Dataset, index: int) -> dict:
     """
     try:
         return dataset[index]
-    except UNDECODED as error:
+    except DECODING_ERRORS as error:
         raise damaged({name: dataset[name][index] for name in ("slice_index", "patient_id")}, error) from error
 
 
@@ -80,7 +80,7 @@ def decode_row(row: dict) -> dict:
     """
     try:
         return row | {name: Image().decode_example(row[name]) for name in ("image", "mask") if name in row}
-    except UNDECODED as error:
+    except DECODING_ERRORS as error:
         raise damaged(row, error) from error
 
 

@@ -127,7 +127,7 @@ def list_files(paths: Iterable[str | Path]) -> Iterator[tuple[Path, str, bool]]:
             yield path, path.name, True
             continue
         found = [(file, file.relative_to(path)) for file in sorted(path.rglob("*")) if file.is_file()]
-        above = path.name if len(paths) > 1 else ""  # which may tell sequences apart
+        above = Path(path.name if len(paths) > 1 else "")  # which may tell sequences apart
         found = [(file, (above / name).as_posix(), False) for file, name in found if not is_litter(name.parts)]
         if not found:
             raise VolumeFileError(f"The folder {path.name!r} holds no files. {ACCEPTED}")
