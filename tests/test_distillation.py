@@ -6,11 +6,11 @@ from scipy.special import logit
 from tiny_training import TINY_PRESETS, read_log
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-import train
 from hub_dataset.loading import load_splits
 from modeling import BrainMRIImageProcessor
 from modeling.card_inputs import read_run
 from modeling.card_text import describe_run
+from training import loop
 
 pytest_plugins = ["training_fixtures"]
 
@@ -78,13 +78,13 @@ def test_the_weight_shares_the_loss(run, save_teacher):
 
 
 def test_a_run_tells_of_its_teacher(run, save_teacher, monkeypatch):
-    sides, logits = set(), train.teacher_logits
+    sides, logits = set(), loop.teacher_logits
 
     def spy(teacher, pixel_values, accelerator):
         sides.update(side % teacher.config.size_divisor for side in pixel_values.shape[-2:])
         return logits(teacher, pixel_values, accelerator)
 
-    monkeypatch.setattr(train, "teacher_logits", spy)
+    monkeypatch.setattr(loop, "teacher_logits", spy)
     taught = read_run(run("--epochs", "1", "--teacher", save_teacher()))
     assert sides == {0}, "crops are such as the teacher takes"
     assert "--teacher_weight 0.7" in taught.command

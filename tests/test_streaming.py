@@ -22,7 +22,6 @@ from tiny_models import tiny_model
 from tiny_training import read_log
 from torch.utils.data import DataLoader
 
-import train as train_program
 from evaluate import evaluate_split
 from hub_dataset import streaming
 from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_splits
@@ -30,6 +29,7 @@ from hub_dataset.patients import DamagedSlice
 from hub_dataset.slice_measures import relative_head_sizes
 from hub_dataset.streaming import StreamedBatchSampler, StreamedSlices, StreamError, stream_splits
 from modeling import BrainMRIImageProcessor
+from training import loop
 
 pytest_plugins = ["training_fixtures"]
 
@@ -295,14 +295,14 @@ class TestTraining:
         validated = read_log(whole)[-1]["validation_dice"]
         assert len(validated) == 2
 
-        loss, steps = train_program.segmentation_loss, itertools.count(1)
+        loss, steps = loop.segmentation_loss, itertools.count(1)
 
         def killed_at_the_ninth_step(*tensors):
             if next(steps) == 9:
                 raise KeyboardInterrupt
             return loss(*tensors)
 
-        monkeypatch.setattr(train_program, "segmentation_loss", killed_at_the_ninth_step)
+        monkeypatch.setattr(loop, "segmentation_loss", killed_at_the_ninth_step)
         with pytest.raises(KeyboardInterrupt):
             run(*arguments, folder="killed")
         killed = run(*arguments, "--resume", folder="killed")

@@ -26,6 +26,7 @@ from hub_dataset.loading import load_splits
 from modeling.card_inputs import read_run
 from modeling.image_processing_brain_mri import FLAIR
 from modeling.layers import Recomputing
+from training import loop
 from training.arguments import parse_args
 from training.recipe import ema_update, image_size_at, make_optimizer, parse_stage
 from training.run_folder import RunFolder
@@ -39,8 +40,8 @@ pytest_plugins = ["training_fixtures"]
 @pytest.fixture
 def optimizers(monkeypatch) -> list[torch.optim.Optimizer]:
     """Those of the runs of this test, in their order."""
-    made, make = [], train.make_optimizer
-    monkeypatch.setattr(train, "make_optimizer", lambda *args: made.append(make(*args)) or made[-1])
+    made, make = [], loop.make_optimizer
+    monkeypatch.setattr(loop, "make_optimizer", lambda *args: made.append(make(*args)) or made[-1])
     return made
 
 
@@ -136,14 +137,14 @@ class TestRun:
         assert first["train_loss"] != second["train_loss"]
 
     def test_states_come_at_their_interval_and_seconds_count_once(self, run, monkeypatch):
-        clock, loss = SimpleNamespace(now=0.0), train.segmentation_loss
+        clock, loss = SimpleNamespace(now=0.0), loop.segmentation_loss
 
         def loss_after_a_minute(*arguments):
             clock.now += 60
             return loss(*arguments)
 
-        monkeypatch.setattr(train, "segmentation_loss", loss_after_a_minute)
-        monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: clock.now))
+        monkeypatch.setattr(loop, "segmentation_loss", loss_after_a_minute)
+        monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock.now))
         folder = run("--epochs", "1", "--checkpoint_minutes", "2.5", "--keep_checkpoints", "100")
         *between, last = (int(path.name.removeprefix("step_")) for path in sorted((folder / "checkpoints").iterdir()))
         assert len(between) > 1
@@ -168,7 +169,8 @@ class TestRun:
     def test_each_part_of_the_recipe_shapes_the_weights(self, run, monkeypatch):
         monkeypatch.setattr(RunFolder, "write_figure", lambda *_: None)  # half the time of a run
         # Weights begin alike whatever the seed, which then draws slices and augmentation alone.
-        monkeypatch.setattr(train, "set_seed", lambda _, **options: set_seed(0, **options))
+        for module in (train, loop):
+            monkeypatch.setattr(module, "set_seed", lambda _, **options: set_seed(0, **options))
         common = ("--epochs", "1", "--optimizer", "sgd", "--loss", "bce")  # each step is as long as the gradient
         options = [(), ("--max_grad_norm", "0.001"), ("--warmup_ratio", "0.9"), ("--seed", "1"), ("--loss", "dice")]
         options += [("--augmentation", "0"), ("--empty_ratio", "0.5"), ("--ema_decay", "0")]
@@ -176,9 +178,9 @@ class TestRun:
         assert len({(folder / "last" / "model.safetensors").read_bytes() for folder in folders}) == len(options)
 
     def test_schedule_and_average_take_a_step_where_gradients_are_applied(self, run, monkeypatch):
-        moved, update = [], train.AveragedModel.update_parameters
+        moved, update = [], loop.AveragedModel.update_parameters
         monkeypatch.setattr(
-            train.AveragedModel, "update_parameters", lambda self, model: moved.append(1) or update(self, model)
+            loop.AveragedModel, "update_parameters", lambda self, model: moved.append(1) or update(self, model)
         )
         folder = run("--epochs", "2", "--gradient_accumulation_steps", "3", "--warmup_ratio", "0.5")
         batches = int(min((folder / "checkpoints").iterdir()).name.removeprefix("step_"))
@@ -195,7 +197,7 @@ class TestRun:
 
     def test_stops_early(self, run, monkeypatch):
         scores = iter([0.5, 0.6, 0.55, 0.6, 0.9])
-        monkeypatch.setattr(train, "validation_scores", lambda *_: {"validation_dice_mean": next(scores)})
+        monkeypatch.setattr(loop, "validation_scores", lambda *_: {"validation_dice_mean": next(scores)})
         monkeypatch.setattr(RunFolder, "write_figure", lambda *_: None)
         folder = run("--epochs", "10", "--patience", "2", "--validate_every", "2")
         assert [row.get("validation_dice_mean") for row in read_log(folder)][1::2] == [0.5, 0.6, 0.55, 0.6]
@@ -268,7 +270,7 @@ class TestResume:
         assert len(read_log(run("--epochs", "1", "--resume", folder="first"))) == 1
 
     def test_a_run_that_has_stopped_early_stays_stopped(self, run, monkeypatch):
-        monkeypatch.setattr(train, "validation_scores", lambda *_: {"validation_dice_mean": 0.5})
+        monkeypatch.setattr(loop, "validation_scores", lambda *_: {"validation_dice_mean": 0.5})
         folder = run("--epochs", "3", "--patience", "1")
         assert len(read_log(run("--epochs", "3", "--patience", "1", "--resume"))) == 2
         assert json.loads((folder / "last" / "metrics.json").read_text())["epoch"] == 2

@@ -299,7 +299,7 @@ class TestWeights:
         def damaged_in_a_worker(*_):
             raise DamagedSlice("Caught in a worker process.\nTraceback:\nslice 2 is damaged")
 
-        monkeypatch.setattr("train.evaluate_split", damaged)
+        monkeypatch.setattr("training.loop.evaluate_split", damaged)
         with pytest.raises(SystemExit, match=r"^train\.py: error: Slice 2 is damaged\.$"):
             run(folder="validating")
         monkeypatch.setattr(TrainingSlices, "__getitem__", damaged_in_a_worker)

@@ -9,8 +9,8 @@ import torch
 from tiny_models import TINY
 from torch import nn
 
-import train
 from modeling import PRESETS, build_model, preset_config
+from training import loop
 from training.cost import model_of_shapes, step_cost
 from training.dry_run import duration, seconds_per_pixel
 
@@ -19,9 +19,9 @@ pytest_plugins = ["training_fixtures"]
 
 class TestRun:
     def test_tells_steps_memory_and_duration_and_leaves_no_folder(self, run, capsys, monkeypatch):
-        validated, evaluate = [], train.evaluate_split
+        validated, evaluate = [], loop.evaluate_split
         monkeypatch.setattr(
-            train,
+            loop,
             "evaluate_split",
             lambda *args, limit, **options: validated.append(limit) or evaluate(*args, limit=limit, **options),
         )

@@ -14,6 +14,7 @@ from tiny_models import TINY
 
 import train
 from modeling import PRESETS, UNetConfig, preset_config
+from training import loop
 
 TINY_PRESETS = {
     "tiny": UNetConfig(hidden_sizes=[4, 8], encoder_depths=[1, 1]),
@@ -42,7 +43,7 @@ def train_until(moment: int | None, argv: list[str], folder: str) -> None:
         tick()
         return original(*arguments)
 
-    original, train.segmentation_loss = train.segmentation_loss, segmentation_loss
+    original, loop.segmentation_loss = loop.segmentation_loss, segmentation_loss
     PRESETS.update(TINY_PRESETS)
     torch.set_num_threads(1)
     sys.addaudithook(on_audit)

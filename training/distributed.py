@@ -6,8 +6,6 @@ the gathered logits, and batch norm its statistics from those of all processes; 
 Steps then agree with those of one process up to rounding. Dropout, of which each process draws its own, differs.
 """
 
-import os
-
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather, reduce
@@ -74,11 +72,3 @@ def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
                     setattr(gathered, own, tensor)
                 setattr(parent, name, gathered)
     return model
-
-
-def launched_alone() -> bool:
-    """Whether the launcher was asked for several processes but started this one only.
-
-    `accelerate launch --cpu` leaves it to MPI to start the others: it announces where they meet, not how many.
-    """
-    return "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and PartialState().num_processes == 1

@@ -1,6 +1,5 @@
 """`train.py --dry_run`: what a run would cost, from a few of its real steps."""
 
-import argparse
 import math
 import time
 from collections import Counter
@@ -9,37 +8,24 @@ from datetime import timedelta
 from itertools import islice
 
 import numpy as np
-from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from hub_dataset.loading import LesionBatchSampler
-
 from .cost import model_of_shapes, step_cost
+from .loop import Training
 from .recipe import image_size_at, model_config
 
 TIMED_STEPS = 3
 OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1}  # values kept per parameter
 
 
-def print_estimate(
-    args: argparse.Namespace,
-    accelerator: Accelerator,
-    sampler: LesionBatchSampler,
-    loader: DataLoader,
-    train_step: Callable[[dict], float],
-    validate_patient: Callable[[], object],
-    num_patients: int,
-) -> None:
-    """Print operations, steps, memory and duration of the run, for each image size and in all.
+def print_estimate(training: Training) -> None:
+    """Print operations, steps, memory and duration of a run, for each image size and in all.
 
     Takes `TIMED_STEPS` real steps at each size, after one that is not timed, and validates one patient; all processes
     must call this.
-
-    Args:
-        train_step: trains on a batch of `loader` and waits for the result.
-        validate_patient: predicts and scores one patient.
-        num_patients: how many there are to validate.
     """
+    args, accelerator, sampler = training.args, training.accelerator, training.sampler
+    num_patients = len(training.patients["validation"])
     shapes = model_of_shapes(model_config(args))
     if args.gradient_checkpointing:
         shapes.activation_checkpointing_enable()
@@ -50,7 +36,7 @@ def print_estimate(
         f"{'pixels':>6}{'epochs':>8}{'steps':>8}{'typical crop':>14}{'GFLOP/slice':>13}{'GFLOP/step':>12}"
         f"{'s/step':>9}{'slices/s':>10}{'duration':>16}"
     )
-    steps, training, activations = 0, 0.0, 0
+    steps, training_seconds, activations = 0, 0.0, 0
     for size, epochs in Counter(image_size_at(args.image_size, e, args.epochs) for e in range(args.epochs)).items():
         sampler.image_size = size
         sampler.seek(0)
@@ -59,19 +45,20 @@ def print_estimate(
         typical = step_cost(shapes, args.batch_size, *by_area[len(by_area) // 2].tolist())
         activations = max(activations, step_cost(shapes, share, *by_area[-1].tolist()).activation_bytes)
 
-        seconds = seconds_per_pixel(loader, train_step) * crops.prod(axis=1).mean()
+        seconds = seconds_per_pixel(training.loader, training.train_step) * crops.prod(axis=1).mean()
         stage_seconds = seconds * sampler.num_batches * epochs
         stage_steps = epochs * math.ceil(sampler.num_batches / args.gradient_accumulation_steps)
-        steps, training = steps + stage_steps, training + stage_seconds
+        steps, training_seconds = steps + stage_steps, training_seconds + stage_seconds
         accelerator.print(
             f"{size:6}{epochs:8}{stage_steps:8}{'{}x{}'.format(*by_area[len(by_area) // 2]):>14}"
             f"{typical.forward_flops / args.batch_size / 1e9:13.2f}{typical.flops / 1e9:12.1f}{seconds:9.2f}"
             f"{args.batch_size / seconds:10.1f}{duration(stage_seconds):>16}"
         )
     started = time.perf_counter()
-    validate_patient()
+    training.validate(limit=1)
+    seconds_per_patient = time.perf_counter() - started
     validations = math.ceil(args.epochs / args.validate_every)
-    validation = (time.perf_counter() - started) * math.ceil(num_patients / accelerator.num_processes) * validations
+    validation_seconds = seconds_per_patient * math.ceil(num_patients / accelerator.num_processes) * validations
     uncounted = "  the teacher's own, and its memory, are not counted; its time is\n" if args.teacher else ""
     kept = ""
     if accelerator.device.type == "cpu" and not args.low_memory:
@@ -83,9 +70,9 @@ def print_estimate(
         f"memory per process, in float32, beside the libraries' own: {gib(resident + activations)}\n"
         f"  weights, gradients, optimiser, moving average: {gib(resident)}\n"
         f"  activations of {share} slices at the largest crop: {gib(activations)}\n"
-        f"{kept}expected duration: {duration(training + validation)}\n"
-        f"  training: {duration(training)}\n"
-        f"  {validations} validations of {num_patients} patients: {duration(validation)}"
+        f"{kept}expected duration: {duration(training_seconds + validation_seconds)}\n"
+        f"  training: {duration(training_seconds)}\n"
+        f"  {validations} validations of {num_patients} patients: {duration(validation_seconds)}"
     )
 
 

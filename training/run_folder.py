@@ -69,8 +69,20 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self._lock = FileLock(path / "lock", timeout=0)
 
-    def check_place(self) -> None:
-        """End the process where the folder cannot be made, before hours go into what it should hold."""
+    def check_start(self, args: argparse.Namespace) -> None:
+        """End the process where a run cannot start here, or go on, before hours go into what the folder should hold."""
+        self._check_place()
+        if self.started and not (args.resume or args.dry_run):
+            sys.exit(f"{self.path} already holds a run. Go on with --resume, or choose another --output_dir.")
+        if args.resume and not self.arguments:
+            sys.exit(f"--resume: {self.path} holds no run. Start it without --resume.")
+        if args.resume and not self.states and len(self.read_log()) > 1:
+            sys.exit(
+                f"--resume: {self.path} holds a run, but none of its states in checkpoints/ to go on from. Choose "
+                f"another --output_dir; `--init_from {self.path / 'best'}` starts from its weights."
+            )
+
+    def _check_place(self) -> None:
         there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             reason = "may not be written" if there.is_dir() else "is a file"
@@ -127,6 +139,17 @@ class RunFolder:
             del changed["init_from"]
         return changed
 
+    def check_arguments(self, args: argparse.Namespace) -> dict[str, tuple]:
+        """`changed_arguments`; ends the process where one of them must stay as it was."""
+        changed = self.changed_arguments(args)
+        for name in filter(changed.__contains__, FIXED):
+            before, now = changed[name]
+            sys.exit(
+                f"--resume: {self.path} holds a run of --{name} {before}, not of {now}. Give the same, or choose "
+                f"another --output_dir; `--init_from {self.path / 'best'}` starts from its weights."
+            )
+        return changed
+
     def open(self, args: argparse.Namespace, after_epochs: int) -> None:
         """Make the folder, remove what a killed process left, and record the arguments with what changed in them."""
         changes = self.arguments.get("changed_on_resume", []) if args.resume else []
@@ -172,14 +195,6 @@ class RunFolder:
     def write(self, name: str, content: bytes) -> None:
         with self._writing(self.path / name):
             write_atomically(self.path / name, content)
-
-    def check_states(self) -> None:
-        """End the process where the run has come further than the states that are there, so that they were deleted."""
-        if not self.states and len(self.read_log()) > 1:
-            sys.exit(
-                f"--resume: {self.path} holds a run, but none of its states in checkpoints/ to go on from. Choose "
-                f"another --output_dir; `--init_from {self.path / 'best'}` starts from its weights."
-            )
 
     def check_patients(self, patients: dict[str, list[str]]) -> None:
         """End the process where the run was trained on, or validated with, other patients than these of each split."""
