@@ -18,7 +18,7 @@ from space.about_tab import about_tab
 from space.code_tab import code_tab
 from space.compare_tab import compare_tab
 from space.components import take_raw_calls
-from space.handlers import default_model, find_models
+from space.models import default_model, find_models
 from space.retention import StartError, private_upload_folder
 from space.slice_tab import slice_tab
 from space.uploads import MAX_FILE_SIZE

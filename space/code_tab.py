@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 
 from .components import PRIVATE
-from .handlers import default_model
+from .models import default_model
 
 ROOT = Path(__file__).resolve().parents[1]
 ADDRESS = "http://127.0.0.1:7860"  # replaced in the browser by the address the page was opened at

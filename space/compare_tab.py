@@ -17,7 +17,8 @@ from .components import (
     threshold_slider,
     warnings_list,
 )
-from .handlers import default_model, shown_to_people
+from .handlers import shown_to_people
+from .models import default_model
 from .sessions import Sessions
 from .viewer import viewer
 from .volume_handlers import open_volume

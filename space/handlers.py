@@ -6,12 +6,10 @@ They raise `InputError` for what people can mend. `modeling` is imported inside 
 import html
 import logging
 import math
-import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import gradio as gr
@@ -29,9 +27,6 @@ Progress = Callable[..., object]  # takes the part done, 0 to 1, and `desc`
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
-PREFERRED_MODELS = ("transunet-small", "unet-5level")
-LFS_POINTER_SIZE = 1024  # bytes; what a clone without Git LFS holds in place of weights is smaller
 DISPLAY_SIDE = 768  # pixels; small slices are enlarged up to this
 MAX_ATTENTION_TOKENS = 1024  # their weights grow with the square: above, they would take gigabytes
 
@@ -72,38 +67,6 @@ def shown_to_people(handler: Callable) -> Callable:
             ) from None
 
     return wrapper
-
-
-def find_models() -> dict[str, str]:
-    """The models on offer: name -> directory or Hub id, from checkpoints/ and the environment variable MODEL_IDS.
-
-    Raises:
-        ValueError: two different models of one name, or an entry that is neither a model's directory nor named as one
-            on the Hub.
-    """
-    from modeling.hub import is_repo_id
-
-    models = {
-        path.parent.name: str(path.parent)
-        for path in sorted(CHECKPOINTS.glob("*/model.safetensors"))
-        if path.stat().st_size > LFS_POINTER_SIZE
-    }
-    for entry in filter(None, map(str.strip, os.environ.get("MODEL_IDS", "").split(","))):
-        name, source = entry, entry
-        if Path(entry, "config.json").is_file():
-            name, source = Path(entry).resolve().name, str(Path(entry).resolve())
-        elif Path(entry).parent.is_dir() or not is_repo_id(entry):
-            raise ValueError(
-                f"MODEL_IDS names {entry!r}, which is neither a directory with a model (config.json, model.safetensors "
-                f"and preprocessor_config.json) nor USER/NAME on the Hub."
-            )
-        if models.setdefault(name, source) != source:
-            raise ValueError(f"Two models are called {name!r}: {models[name]} and {source}. Rename one directory.")
-    return models
-
-
-def default_model(models: dict[str, str]) -> str:
-    return next((name for name in PREFERRED_MODELS if name in models), next(iter(models)))
 
 
 class Loaded(NamedTuple):

@@ -18,7 +18,7 @@ from huggingface_hub import RepoCard, SpaceCardData
 from modeling.command_line import command_parser
 from modeling.hub import HubError, check_destination, is_model, upload_folder
 
-from .handlers import LFS_POINTER_SIZE
+from .models import with_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "space/handlers.py"
@@ -116,8 +116,7 @@ def bundled_weights() -> list[Path]:
     Raises:
         FileNotFoundError: none does.
     """
-    weights = sorted((ROOT / "checkpoints").glob("*/model.safetensors"))
-    folders = [path.parent for path in weights if path.stat().st_size > LFS_POINTER_SIZE]
+    folders = with_weights(ROOT / "checkpoints")
     if not folders:
         raise FileNotFoundError(
             "checkpoints/ holds no weights: fetch them with `git lfs pull`, or name models of the Hub with --model_ids."

@@ -17,7 +17,8 @@ from .components import (
     threshold_slider,
     warnings_list,
 )
-from .handlers import attention, default_model, preview_slice, segment, shown_to_people
+from .handlers import attention, preview_slice, segment, shown_to_people
+from .models import default_model
 from .sessions import Sessions
 from .uploads import EXAMPLES, InputError
 from .viewer import try_threshold, viewer

@@ -15,7 +15,8 @@ from .components import (
     threshold_slider,
     warnings_list,
 )
-from .handlers import default_model, shown_to_people
+from .handlers import shown_to_people
+from .models import default_model
 from .sessions import Sessions
 from .viewer import try_threshold, viewer
 from .volume_3d import volume_3d

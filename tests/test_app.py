@@ -32,6 +32,7 @@ from space.about_tab import Scores, read_scores, scores_table
 from space.compare_tab import describe_comparison
 from space.comparison import Comparison
 from space.components import warnings_list
+from space.models import default_model, find_models
 from space.slice_tab import EXAMPLE_NAMES, describe_result
 from space.uploads import InputError, read_slice
 from space.viewer import HEADROOM
@@ -277,31 +278,31 @@ def checkpoint(folder: Path, size: int = 4096) -> Path:
 
 
 def test_models_come_from_checkpoints_and_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setattr(handlers, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr("space.models.CHECKPOINTS", tmp_path / "checkpoints")
     monkeypatch.delenv("MODEL_IDS", raising=False)
-    assert handlers.find_models() == {}
+    assert find_models() == {}
     for name in ("unet-4level", "unet-5level"):
         checkpoint(tmp_path / "checkpoints" / name)
     checkpoint(tmp_path / "checkpoints" / "pointer", size=130)
-    assert list(handlers.find_models()) == ["unet-4level", "unet-5level"]
-    assert handlers.default_model(handlers.find_models()) == "unet-5level"
+    assert list(find_models()) == ["unet-4level", "unet-5level"]
+    assert default_model(find_models()) == "unet-5level"
 
     checkpoint(tmp_path / "mine")
     monkeypatch.setenv("MODEL_IDS", f" {tmp_path / 'mine'}, someone/their-unet,")
-    assert list(handlers.find_models()) == ["unet-4level", "unet-5level", "mine", "someone/their-unet"]
+    assert list(find_models()) == ["unet-4level", "unet-5level", "mine", "someone/their-unet"]
     checkpoint(tmp_path / "checkpoints" / "transunet-small")
-    assert handlers.default_model(handlers.find_models()) == "transunet-small"
+    assert default_model(find_models()) == "transunet-small"
 
     checkpoint(tmp_path / "elsewhere" / "unet-5level")
     monkeypatch.setenv("MODEL_IDS", str(tmp_path / "elsewhere" / "unet-5level"))
     with pytest.raises(ValueError, match="Two models are called 'unet-5level'"):
-        handlers.find_models()
+        find_models()
     monkeypatch.setenv("MODEL_IDS", f"{tmp_path}/checkpoints/../checkpoints/unet-5level/,{tmp_path / 'mine'}/")
-    assert list(handlers.find_models()) == ["transunet-small", "unet-4level", "unet-5level", "mine"]
+    assert list(find_models()) == ["transunet-small", "unet-4level", "unet-5level", "mine"]
     for wrong in (str(tmp_path / "typo"), str(tmp_path), "unet", "https://host/user/name"):
         monkeypatch.setenv("MODEL_IDS", wrong)
         with pytest.raises(ValueError, match=r"neither a directory with a model .* nor USER/NAME"):
-            handlers.find_models()
+            find_models()
         with pytest.raises(SystemExit, match="MODEL_IDS names"):
             app.main()
 
@@ -323,7 +324,7 @@ def test_an_odd_card_does_not_keep_the_page_from_starting(tmp_path, score):
 
 
 def test_without_any_model_the_app_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(handlers, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr("space.models.CHECKPOINTS", tmp_path)
     monkeypatch.delenv("MODEL_IDS", raising=False)
     with pytest.raises(SystemExit) as end:
         app.main()
