@@ -29,6 +29,14 @@ def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
     add_validation(parser.add_argument_group("validation and checkpoints"))
     add_hub(parser.add_argument_group("hub"))
     args = parser.parse_args(argv)
+    args.config = dict(args.config)
+    args.image_size = sorted(args.image_size)
+    for check in (check_hub_and_tracker, check_modes, check_teacher, check_model, check_stages, check_ranges):
+        check(args, parser)
+    return args
+
+
+def check_hub_and_tracker(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.push_to_hub:
         try:
             check_destination(args.hub_model_id or "")
@@ -40,6 +48,10 @@ def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
         check_tracker(args.report_to)
     except ValueError as error:
         parser.error(f"--report_to: {error}")
+
+
+def check_modes(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Options that go together, or do not."""
     if args.streaming is not None and args.streaming < 1:
         parser.error(f"--streaming {args.streaming}: at least 1 slice.")
     if args.streaming and args.folds is not None:
@@ -52,28 +64,39 @@ def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
         parser.error("--folds and --fold go together, for instance `--folds 5 --fold 0`.")
     if args.folds is not None and (args.folds < 2 or not 0 <= args.fold < args.folds):
         parser.error(f"--fold {args.fold} of --folds {args.folds}: at least 2 folds, counted from 0.")
+
+
+def check_teacher(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Also gives the teacher's weight its default where there is a teacher."""
     if args.teacher_weight is not None and not args.teacher:
         parser.error("--teacher_weight goes with --teacher.")
     if args.teacher:
         args.teacher_weight = TEACHER_WEIGHT if args.teacher_weight is None else args.teacher_weight
         if not 0 < args.teacher_weight <= 1:
             parser.error(f"--teacher_weight must be from over 0 to 1, not {args.teacher_weight}.")
-    args.config = dict(args.config)
+
+
+def check_model(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if "loss" in args.config:
         parser.error("--config loss=...: the loss has an option of its own, --loss.")
     try:
-        model_config(args)
+        config = model_config(args)
     except (ValueError, StrictDataclassError) as error:
         parser.error(f"--config: {error}")
-    if model_config(args).num_channels != 3:
+    if config.num_channels != 3:
         parser.error(
             "--config num_channels=...: slices have three channels; for FLAIR alone there is --channels flair."
         )
-    args.image_size = sorted(args.image_size)
+
+
+def check_stages(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if len({start for start, _ in args.image_size}) < len(args.image_size):
         parser.error("--image_size has two stages that start at the same time, for instance `128 256@80%`.")
     if args.image_size[0][0] != 0:
         parser.error("--image_size needs a first stage without @, for instance `128 256@80%`.")
+
+
+def check_ranges(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     for name in ("epochs", "batch_size", "gradient_accumulation_steps", "validate_every", "keep_checkpoints"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(args, name)}.")
@@ -90,7 +113,6 @@ def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
         parser.error(f"--seed must be from 0 to {2**32 - 1}, not {args.seed}.")
     if not 0 <= args.volume_share <= 1:
         parser.error(f"--volume_share must be from 0 to 1, not {args.volume_share}.")
-    return args
 
 
 def add_run(group: argparse._ArgumentGroup) -> None:
