@@ -73,32 +73,54 @@ def two_threads():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def hub(tmp_path):
-    """A Hub on this machine, with nothing in it."""
+@pytest.fixture(scope="session")
+def hub_server(tmp_path_factory):
+    """The Hub that the tests have in turn."""
     from local_hub import LocalHub
 
-    with LocalHub(tmp_path / "hub") as running:
+    with LocalHub(tmp_path_factory.mktemp("hub")) as running:
         yield running
-        assert running.unhandled == []
 
 
 @pytest.fixture
-def run_client(hub, tmp_path):
+def hub(hub_server):
+    """A Hub on this machine, with nothing in it."""
+    yield hub_server
+    unhandled = [*hub_server.unhandled]
+    hub_server.clear()
+    assert unhandled == []
+
+
+@pytest.fixture(scope="session")
+def forked_commands(hub_server, tmp_path_factory):
+    """Commands of clients of the Hub, in forks of a process that has the libraries imported."""
+    from forked_commands import ForkedCommands
+
+    folder = tmp_path_factory.mktemp("commands")
+    with ForkedCommands(folder, {"PYTHONPATH": ""} | hub_server.environment(folder / "home")) as commands:
+        yield commands
+
+
+@pytest.fixture
+def run_client(hub, forked_commands, tmp_path):
     """Run `python ...` as a client of `hub`, in the repository or, with `alone=True`, in an empty folder without it.
 
-    A cache is kept for each `home`. Returns the finished process; its output is text.
+    A cache is kept for each `home`. Returns the finished process; its output is text. Commands of the repository whose
+    environment differs in the token at most are forks.
     """
     import subprocess
     import sys
 
     def run(*arguments, token="hf_alice", home="home", alone=False, **environment):
+        arguments = [*map(str, arguments)]
+        if arguments[0] != "-c" and not alone and not environment:
+            return forked_commands.run(arguments, tmp_path / home, {"HF_TOKEN": token}, timeout=300)
         folder = ROOT
         if alone:
             folder = tmp_path / "alone"
             folder.mkdir(exist_ok=True)
         return subprocess.run(
-            [sys.executable, *map(str, arguments)],
+            [sys.executable, *arguments],
             cwd=folder,
             env=os.environ | {"PYTHONPATH": ""} | hub.environment(tmp_path / home, token) | environment,
             stdin=subprocess.DEVNULL,

@@ -54,6 +54,11 @@ class LocalHub:
             server.shutdown()
             server.server_close()
 
+    def clear(self) -> None:
+        """Forget all repositories, requests and faults."""
+        for content in (self.repositories, self.requests, self.unhandled, self.faults):
+            content.clear()
+
     def environment(self, home: Path, token: str | None = "hf_alice") -> dict[str, str]:
         """Variables for a client process that has its caches in `home`."""
         return {
