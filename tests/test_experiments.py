@@ -1,7 +1,10 @@
 """experiments/: variants of the dataset, trainings that go on where they stood, tables of their scores."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,7 +80,15 @@ def test_black_slices_stay_black():
     assert not run.strip_skull(np.zeros((40, 40, 3), np.uint8)).any()
 
 
-def test_runs_what_is_missing_and_reports_it(phantom_dataset_dir, tmp_path, monkeypatch, capsys):
+def test_runs_what_is_missing_and_reports_it(phantom_dataset_dir, forked_commands, tmp_path, monkeypatch, capsys):
+    commands = []
+
+    def run_in_fork(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
+        commands.append(command)
+        script = next(part for part in command if part.endswith(".py"))
+        return forked_commands.run(command[command.index(script) :], tmp_path / "home", {}, timeout=300)
+
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=run_in_fork))
     experiments = {"small": Experiment(TINY), "leaking": Experiment((*TINY, "--loss", "dice"), "by-slice")}
     monkeypatch.setattr(run, "EXPERIMENTS", experiments)
     scores = (Score("small"), Score("small", variant="by-slice"), Score("leaking", variant="by-slice"))
@@ -97,14 +108,12 @@ def test_runs_what_is_missing_and_reports_it(phantom_dataset_dir, tmp_path, monk
     with pytest.raises(SystemExit, match=r"leaking\.all\.by-slice\.json is missing"):
         report.main(["--output", str(tmp_path)])
 
-    commands = []
-    real = run.run
-    monkeypatch.setattr(run, "run", lambda *command: (commands.append(command), real(*command)))
+    commands.clear()
     run.main(arguments)
-    assert [next(part for part in command if part.endswith(".py")) for command in commands] == [
-        "train.py",
-        "evaluate.py",
-    ]
+    training, evaluation = commands
+    assert training[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    assert "train.py" in training
+    assert evaluation[:2] == [sys.executable, "evaluate.py"]
     assert json.loads((tmp_path / "leaking" / "best" / "config.json").read_text())["loss"] == "dice"
 
     capsys.readouterr()

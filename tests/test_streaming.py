@@ -17,7 +17,7 @@ from evaluate_samples import FEATURES
 from local_hub_requests import Handler
 from PIL import Image as PILImage
 from safetensors.torch import load_file
-from test_training_distributed import launch
+from test_training_distributed import launch_two
 from tiny_models import tiny_model
 from tiny_training import read_log
 from torch.utils.data import DataLoader
@@ -357,7 +357,7 @@ class TestTraining:
         arguments = ["--streaming", "10", "--optimizer", "sgd", "--learning_rate", "0.05", "--image_size", "48"]
         arguments += ["--epochs", "1"]
         one = read_log(run(*arguments))
-        two = read_log(launch(2, phantom_dataset_dir, tmp_path / "two", *arguments))
+        two = read_log(launch_two(phantom_dataset_dir, tmp_path / "two", *arguments))
         for row, row_of_two in zip(one, two, strict=True):
             assert row_of_two["train_loss"] == pytest.approx(row["train_loss"], rel=1e-5)
             assert row_of_two["validation_dice"].keys() == row["validation_dice"].keys()

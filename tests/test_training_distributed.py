@@ -21,13 +21,15 @@ from hub_dataset.loading import LesionBatchSampler
 from modeling import BrainMRIImageProcessor, UNetForSemanticSegmentation
 from training.distributed import GatheredBatchNorm2d
 
+pytest_plugins = ["training_fixtures"]
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "examples" / "accelerate"
 
 
-def launch(processes: int, dataset: Path, output_dir: Path, *arguments: str) -> Path:
-    """A real `accelerate launch` of the tiny preset on the CPU; gives the run's folder."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+def launch_two(dataset: Path, output_dir: Path, *arguments: str) -> Path:
+    """A real `accelerate launch` of the tiny preset as two processes on the CPU; gives the run's folder."""
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", str(CONFIGS / "two_cpu_processes.yaml")]
     command += ["tests/tiny_training.py", "--model", "tiny", "--dataset", str(dataset), "--output_dir", str(output_dir)]
     command += ["--image_size", "48", "--batch_size", "4", "--epochs", "3", "--num_workers", "0", *arguments]
@@ -42,22 +44,20 @@ def launch(processes: int, dataset: Path, output_dir: Path, *arguments: str) -> 
                 process.send_signal(signal.SIGABRT)  # which makes each say where it stands
             pytest.fail(launcher.communicate()[1])
     assert launcher.returncode == 0, errors
-    assert f"processes: {processes} on cpu" in printed
+    assert "processes: 2 on cpu" in printed
     return output_dir
 
 
-def test_two_processes_train_as_one(phantom_dataset_dir, tmp_path):
+def test_two_processes_train_as_one(run, phantom_dataset_dir, tmp_path):
     # SGD, because AdamW scales up even the gradients that are rounding errors around zero: those of the biases before
     # batch norm. They change no loss, but the weights would differ.
     arguments = ["--optimizer", "sgd", "--learning_rate", "0.05", "--gradient_accumulation_steps", "2"]
     torch.manual_seed(0)
     UNetForSemanticSegmentation(TINY_PRESETS["tiny"]).save_pretrained(tmp_path / "teacher")
     BrainMRIImageProcessor().save_pretrained(tmp_path / "teacher")
-    arguments += ["--teacher", str(tmp_path / "teacher")]
-    one, two = (
-        launch(count, phantom_dataset_dir, tmp_path / str(count), *arguments, "--checkpoint_minutes", "0")
-        for count in (1, 2)
-    )
+    arguments += ["--teacher", str(tmp_path / "teacher"), "--checkpoint_minutes", "0"]
+    one = run("--image_size", "48", "--epochs", "3", *arguments)
+    two = launch_two(phantom_dataset_dir, tmp_path / "two", *arguments)
     rows, rows_of_two = (
         [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (one, two)
     )
