@@ -1,1 +1,1 @@
-"""The parts of train.py: its arguments, recipe, run folder, and what several processes share."""
+"""The parts of train.py: its arguments, what a run is made of, its epochs and folder, what several processes share."""
