@@ -96,7 +96,7 @@ const find = (selector) => element.querySelector(selector);
 const [root, opener, content, stage] = [".scene", ".opener", ".content", ".stage"].map(find);
 const [message, status] = [".message", ".status"].map(find);
 
-let shown = 0; // counts values, so that a late answer to an earlier one is dropped
+let released = 0; // counts what was given up, so that a late answer to it is dropped
 let scene = null; // what is drawn; null before it was opened
 let gl = null;
 let program = null;
@@ -115,7 +115,6 @@ const written = (value, digits = 0) =>
 const hasScene = (value) => Boolean(value) && value.kind === "lesion" && value.shape[0] > 1;
 
 function renew() {
-  shown++;
   close();
   opener.hidden = !hasScene(props.value);
 }
@@ -128,6 +127,7 @@ function close() {
 }
 
 function release() {
+  released++;
   scene = null;
   if (gl) gl.getExtension("WEBGL_lose_context")?.loseContext(); // gives the memory back
   gl = null;
@@ -144,7 +144,7 @@ function lose() {
 }
 
 async function open() {
-  const asked = shown;
+  const asked = released;
   content.hidden = false;
   opener.setAttribute("aria-expanded", "true");
   opener.textContent = "Close the 3-D view";
@@ -157,10 +157,10 @@ async function open() {
     if (!response.ok) throw new Error(`${response.status}`);
     const stream = response.body.pipeThrough(new DecompressionStream("gzip"));
     const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
-    if (asked !== shown || content.hidden) return;
+    if (asked !== released) return;
     scene = build(props.value, bytes);
   } catch (error) {
-    if (asked !== shown || content.hidden) return;
+    if (asked !== released) return;
     console.error("The 3-D view could not be shown:", error);
     return say("The 3-D view could not be shown. Please run the model again.");
   }

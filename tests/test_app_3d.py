@@ -24,6 +24,20 @@ HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
   return kind === "webgl2" ? null : original.call(this, kind, ...rest);
 };
 """
+LATE = """
+const early = window.fetch;
+window.waiting = [];
+window.fetch = (...asked) => {
+  if (!`${asked[0]}`.endsWith("view.gz")) return early(...asked);
+  return new Promise((done) => waiting.push(() => done(early(...asked))));
+};
+window.uploads = 0;
+const upload = WebGL2RenderingContext.prototype.texImage3D;
+WebGL2RenderingContext.prototype.texImage3D = function (...volume) {
+  window.uploads++;
+  return upload.apply(this, volume);
+};
+"""  # the file of the 3-D view comes when `waiting` is called
 
 
 def test_a_volume_is_made_smaller_without_losing_any_of_its_mask(browser):
@@ -194,6 +208,29 @@ def test_a_lost_graphics_card_is_told_of_and_the_3d_view_can_be_shown_again(scen
     page.get_by_role("button", name="Show in 3-D").click()
     page.get_by_role("img", name="turned by 25°").wait_for()
     assert (drawn(page, "#volume-3d")[..., 2] > 20).any(), "drawn anew"
+
+
+def test_what_was_closed_while_it_loaded_is_not_built(scene):
+    page = scene(LATE)
+    page.get_by_role("button", name="Close the 3-D view").click()
+    page.get_by_role("button", name="Show in 3-D").click()
+    page.evaluate("waiting.forEach((send) => send())")
+    page.get_by_role("img", name="turned by 25°").wait_for()
+    page.wait_for_timeout(500)
+    assert page.evaluate("[waiting.length, uploads]") == [2, 2], "head and lesion, once"
+
+
+def test_a_graphics_card_that_is_lost_while_the_file_loads_is_told_of(scene):
+    page = scene(LATE)
+    page.get_by_text("Loading…").wait_for()
+    page.locator("#volume-3d canvas").evaluate(
+        "(canvas) => canvas.getContext('webgl2').getExtension('WEBGL_lose_context').loseContext()"
+    )
+    told = page.get_by_text("The browser has taken the 3-D view's memory away")
+    told.wait_for()
+    page.evaluate("waiting.forEach((send) => send())")
+    page.wait_for_timeout(500)
+    assert told.is_visible()
 
 
 def test_without_webgl_the_3d_view_says_so(scene):
