@@ -131,6 +131,7 @@ function release() {
   scene = null;
   if (gl) gl.getExtension("WEBGL_lose_context")?.loseContext(); // gives the memory back
   gl = null;
+  pointers.clear(); // what presses on a canvas that is gone is not told of when it is lifted
   const last = find(".picture");
   last.replaceWith(last.cloneNode(false)); // a lost context stays with its canvas
 }

@@ -233,6 +233,28 @@ def test_a_graphics_card_that_is_lost_while_the_file_loads_is_told_of(scene):
     assert told.is_visible()
 
 
+def test_a_finger_that_is_left_when_the_view_closes_is_forgotten(scene):
+    page = scene(has_touch=True)
+    page.get_by_role("img", name="turned by 25°").wait_for()
+    touch = page.context.new_cdp_session(page)
+
+    def touched(kind, right=0):
+        box = page.locator("#volume-3d .stage").bounding_box()
+        point = {"x": box["x"] + 100 + right, "y": box["y"] + 100}
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+
+    touched("touchStart")
+    page.evaluate("document.querySelector('#volume-3d .opener').click()")
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.get_by_role("button", name="Show in 3-D").click()
+    page.get_by_role("img", name="turned by 25°").wait_for()
+    touched("touchStart")
+    for right in (20, 40, 60):
+        touched("touchMove", right)
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.get_by_role("img", name="turned by 55° from the front").wait_for(timeout=3000)
+
+
 def test_without_webgl_the_3d_view_says_so(scene):
     page = scene(WITHOUT_WEBGL)
     page.get_by_text("needs WebGL 2, which this browser does not have").wait_for()
