@@ -73,11 +73,10 @@ def uploaded(path: str | os.PathLike) -> Path:
     """
     try:
         path = Path(path).resolve()
+        is_folder = path.is_dir()  # fails where a name is too long
     except (TypeError, ValueError, OSError, RuntimeError):
         raise InputError(ELSEWHERE) from None
-    if path.is_dir() or not any(
-        path.is_relative_to(folder) for folder in (Path(get_upload_folder()).resolve(), EXAMPLES)
-    ):
+    if is_folder or not any(path.is_relative_to(folder) for folder in (Path(get_upload_folder()).resolve(), EXAMPLES)):
         raise InputError(ELSEWHERE)
     return path
 
@@ -99,7 +98,8 @@ def read_channels(flair, pre=None, post=None) -> tuple[np.ndarray, list[str]]:
 
     if not (pre or post):
         pixels = read_slice(flair)
-        lossy = mixes_sequences(pixels) and Image.open(flair).format == "JPEG"
+        with Image.open(flair) as image:
+            lossy = mixes_sequences(pixels) and image.format == "JPEG"
         return pixels, [f"The slice is JPEG in colour. {LOSSY}"] if lossy else []
     if not flair:
         raise InputError("There is no FLAIR slice. The lesion is outlined on FLAIR; T1 slices only add to it.")

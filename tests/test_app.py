@@ -195,7 +195,7 @@ def test_without_a_slice_the_message_says_what_to_do(models):
         handlers.segment(None, "tiny-a", THRESHOLD, models)
 
 
-def test_colour_in_jpeg_is_told_of_and_grey_is_not(upload, models):
+def test_colour_in_jpeg_is_told_of_and_grey_is_not(upload, recwarn):
     def jpeg(pixels) -> bytes:
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "jpeg")
@@ -205,6 +205,7 @@ def test_colour_in_jpeg_is_told_of_and_grey_is_not(upload, models):
     assert any("JPEG mixes" in warning for warning in handlers.preview_slice(upload("a.jpg", colour)).warnings)
     assert not any("JPEG" in warning for warning in handlers.preview_slice(upload("b.jpg", grey)).warnings)
     assert not any("JPEG" in warning for warning in handlers.preview_slice(upload("c.png", make_slice())).warnings)
+    assert ResourceWarning not in [warning.category for warning in recwarn], "a file was left open"
 
 
 def test_the_model_in_memory_is_the_one_that_is_named(upload, models, tmp_path):
