@@ -50,7 +50,7 @@ def watch_requests(page) -> list[str]:
     return asked
 
 
-def test_a_slice_is_windowed_zoomed_and_thresholded_in_the_browser(open_page, slice_file, models, tmp_path):
+def test_a_slice_is_windowed_zoomed_and_thresholded_in_the_browser(open_page, slice_file, models):
     page = open_page()
     page.set_input_files("#slice input[type=file]", slice_file())
     says(page, "FLAIR slice, not outlined yet")
