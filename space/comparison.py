@@ -115,6 +115,7 @@ def compare(
 ) -> Comparison:
     """Score, measure and write two masks (S, H, W) of an `MRVolume`; `removed` as in `Prediction`, of each."""
     from modeling.input_checks import warnings_of
+    from modeling.measurements import largest_slice
     from modeling.metrics import confusion_counts, dice, hausdorff95, iou
     from modeling.nifti_files import write_nifti
     from modeling.visualization import volume_to_grey
@@ -152,7 +153,7 @@ def compare(
     files["agreement"] = str(folder / f"{stem}_agreement.nii.gz")
     write_nifti(Path(files["agreement"]), agreement, volume.geometry)
     path = folder / f"{stem}_comparison.zip"
-    index = largest_slice(a, b)
+    index = largest_slice(a | b)
     return Comparison(
         view=write_view(folder, volume_to_grey(volume.flair, HEADROOM), volume.spacing, index, mask=a, reference=b),
         picture=draw_agreement(grey[index], a[index], b[index]),
@@ -164,12 +165,6 @@ def compare(
         description=volume.description,
         zip_path=write_volume_zip(path, stem, grey, volume, files, a, {}, measurements, reference=b),
     )
-
-
-def largest_slice(a: np.ndarray, b: np.ndarray) -> int:
-    """The slice, from 0, on which two masks (S, H, W) cover most; the middle one where both are empty."""
-    areas = (a | b).sum(axis=(1, 2))
-    return int(areas.argmax()) if areas.any() else len(areas) // 2
 
 
 def draw_agreement(flair: np.ndarray, a: np.ndarray, b: np.ndarray) -> Image.Image:
