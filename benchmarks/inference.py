@@ -20,7 +20,6 @@ Parts, all in one run, so that their ratios hold on a machine that others use to
 import argparse
 import importlib.util
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -31,7 +30,7 @@ from datasets import Dataset
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.machine import gflop, matrix_product_rate, seconds
+from benchmarks.machine import gflop, matrix_product_rate, peak_resident, seconds
 from hub_dataset.loading import load_split
 from hub_dataset.patients import Patient, group_by_patient, read_patient
 from hub_dataset.phantom import phantom_volume
@@ -116,8 +115,8 @@ def compare_patients(
     print(f"\n{len(patients)} patients of {args.split}, {num_slices} slices, post-processed, threshold 0.5")
     print(f"{'':24}{'s/patient':>10}{'ms/slice':>10}{'times as fast':>15}{'mean Dice':>11}{'difference':>12}")
     for name in ways:
-        mean = np.mean(dice[name])
-        difference = mean - np.mean(dice["straightforward"])
+        mean = np.nanmean(dice[name])  # of a patient without a lesion, nothing outlined has no Dice
+        difference = np.nanmean(np.subtract(dice[name], dice["straightforward"]))
         print(
             f"{name:24}{total[name] / len(patients):10.2f}{1000 * total[name] / num_slices:10.0f}"
             f"{total['straightforward'] / total[name]:15.2f}{mean:11.4f}{difference:+12.4f}"
@@ -200,11 +199,6 @@ def show_options(model: nn.Module, processor) -> None:
     torch.set_num_threads(threads)
 
 
-def peak_mebibytes() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
 def first_answer(args: argparse.Namespace) -> None:
     """What the part `start` measures, in a process of its own."""
     slices = phantom(60)
@@ -212,9 +206,9 @@ def first_answer(args: argparse.Namespace) -> None:
     model, processor = load_model(args.checkpoint)
     segment_volume(model, processor, slices[30:31])
     answered = time.perf_counter() - start
-    before = peak_mebibytes()
+    before = peak_resident()
     segment_volume(model, processor, slices)
-    print(f"{answered:.2f} {peak_mebibytes() - before:.0f}")
+    print(f"{answered:.2f} {(peak_resident() - before) / 2**20:.0f}")
 
 
 def show_start(args: argparse.Namespace) -> None:

@@ -1,5 +1,7 @@
 """What this machine can do, measured in the same run as the benchmark that is compared with it."""
 
+import resource
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +29,12 @@ def gflop(work: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops() / 1e9
+
+
+def peak_resident() -> int:
+    """Bytes: the highest resident set size of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class PeakMemory(threading.Thread):
