@@ -13,7 +13,6 @@ and in all:
 """
 
 import argparse
-import os
 import sys
 import time
 
@@ -28,6 +27,7 @@ from hub_dataset.loading import LesionBatchSampler, TrainingSlices, load_split
 from hub_dataset.slice_measures import relative_head_sizes
 from modeling import PRESETS, BrainMRIImageProcessor, build_model
 from modeling.command_line import command_parser, whole_number
+from modeling.cores import available_cores
 from modeling.image_processing_brain_mri import MINIMUM_SIZE
 from training.cost import model_of_shapes, step_cost
 from training.cpu import keep_freed_memory, memory_format_for
@@ -52,7 +52,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="as of `accelerate launch`")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="as in train.py")
     parser.add_argument("--low_memory", action="store_true", help="as in train.py")
-    parser.add_argument("--threads", type=whole_number(1), default=len(os.sched_getaffinity(0)), help="of PyTorch")
+    parser.add_argument("--threads", type=whole_number(1), default=available_cores(), help="of PyTorch")
     return parser.parse_args(argv)
 
 
@@ -128,7 +128,7 @@ def measure(args: argparse.Namespace) -> None:
     print(
         f"\n{args.batch_size * (len(steps) - WARM_UP) / total:.2f} slices/s\n"
         f"waiting for input: {total_waited / total:.1%} of the time; workers' processor time: "
-        f"{processor_seconds / total / len(os.sched_getaffinity(0)):.1%} of the cores'\n"
+        f"{processor_seconds / total / available_cores():.1%} of the cores'\n"
         f"{rate:.1f} GFLOP/s, {rate / possible:.0%} of the fastest matrix product's {possible:.1f}\n"
         f"peak memory, workers included: {peak.resident / 1024:.2f} GiB"
     )

@@ -10,6 +10,12 @@ from modeling import PRESETS, preset_config
 from training.cost import model_of_shapes, step_cost
 
 
+def test_threads_are_those_of_a_containers_quota(tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling.cores.QUOTA", tmp_path / "cpu.max")
+    (tmp_path / "cpu.max").write_text("100000 100000\n", encoding="utf-8")
+    assert training_speed.parse_args(["--dataset", "data/lgg"]).threads == 1
+
+
 def test_rates_follow_from_the_timed_steps(phantom_dataset_dir, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "unet-5level", preset_config("unet-5level", **TINY["unet-5level"]))
     settings = ["--image_size", "96", "--batch_size", "4", "--steps", "2", "--num_workers", "0", "--threads", "1"]
