@@ -8,13 +8,13 @@ one goes over `--limit`.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 
 import torch
 
+from benchmarks.machine import peak_resident
 from modeling import build_model
 from modeling.command_line import command_parser, whole_number
 
@@ -42,8 +42,7 @@ def measure(preset: str, work: str, batch_size: int, gradient_checkpointing: boo
         loss.backward()
         optimizer.step()
     seconds = time.perf_counter() - started
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    return {"seconds": seconds, "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
+    return {"seconds": seconds, "gigabytes": peak_resident() / 1e9}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -63,8 +62,10 @@ def main(argv: list[str] | None = None) -> None:
         for work in ("train", "forward"):
             command = [sys.executable, "-m", "benchmarks.large_models_memory"]
             command += [*(sys.argv[1:] if argv is None else argv), "--only", preset, work]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            result = json.loads(output.splitlines()[-1])
+            ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+            if ended.returncode:  # why has been said, unless it was killed
+                sys.exit(f"benchmarks.large_models_memory: error: exit code {ended.returncode} of {preset}, {work}.")
+            result = json.loads(ended.stdout.splitlines()[-1])
             peaks.append(result["gigabytes"])
             print(f"{preset:24s}{work:10s}{result['gigabytes']:7.2f} GB{result['seconds']:8.1f} s")
     sys.exit(0 if max(peaks) <= args.limit else f"A peak of {max(peaks):.2f} GB exceeds {args.limit:g} GB.")

@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         split, rows_of, models = find_predictions(args.dataset, args.split, args.predictions)
         if not any(split["has_lesion"]):
             raise ValueError(f"No patient of {args.split!r} has a lesion, so that no threshold could be better.")
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     pairs = list(combinations(models, 2))
     bounds = {name: [] for name in models}

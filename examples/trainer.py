@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 from hub_dataset.loading import load_splits
 from hub_dataset.slice_measures import is_empty, pixels_of
 from modeling import PRESETS, BrainMRIImageProcessor, build_model
-from modeling.command_line import command_parser
+from modeling.command_line import command_parser, whole_number
 
 
 def train(preset: str, dataset: str, **arguments) -> Trainer:
@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", default="unet-5level", choices=list(PRESETS), help="preset")
     parser.add_argument("--dataset", required=True, help="folder written by hub_dataset.build, or USER/NAME on the Hub")
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--num_train_epochs", type=int, default=3, help="epochs")
-    parser.add_argument("--per_device_train_batch_size", type=int, default=8, help="slices per step")
+    parser.add_argument("--num_train_epochs", type=whole_number(1), default=3, help="epochs")
+    parser.add_argument("--per_device_train_batch_size", type=whole_number(1), default=8, help="slices per step")
     arguments = vars(parser.parse_args(argv))
     if Path(arguments["output_dir"]).is_file():
         parser.error(f"--output_dir {arguments['output_dir']} is a file; name a folder")

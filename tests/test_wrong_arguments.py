@@ -9,6 +9,7 @@ NEEDED = {
     "benchmarks.inference": ["--checkpoint", "./nowhere", "--dataset", "{dataset}"],
     "benchmarks.training_speed": ["--dataset", "{dataset}"],
     "benchmarks.training_memory": ["--dataset", "{dataset}"],
+    "benchmarks.upper_bounds": ["--dataset", "{dataset}"],
     "examples.trainer": ["--dataset", "{dataset}", "--output_dir", "{folder}/run"],
 }
 SMALL = ["--batch_size", "999", "--image_size", "32", "--num_workers", "0", "--threads", "1"]
@@ -33,6 +34,7 @@ SMALL = ["--batch_size", "999", "--image_size", "32", "--num_workers", "0", "--t
         ("benchmarks.large_models_memory", ["--batch_size", "0"], "--batch_size: '0' is no whole number from 1 on"),
         ("benchmarks.space_load", ["--num_slices", "0"], "--num_slices: '0' is no whole number from 4 on"),
         ("benchmarks.space_load", ["--url", "http://127.0.0.1:9"], "no server of app.py answers at http://127.0.0.1:9"),
+        ("benchmarks.upper_bounds", ["--predictions", 300 * "x"], "name too long"),
         ("benchmarks.compare_timm", ["--weights", "nowhere.pth"], "there is no file nowhere.pth"),
         ("benchmarks.compare_timm", [], "--help says where this runs"),
         ("examples.make_examples", ["somewhere"], "unrecognized arguments: somewhere"),
@@ -40,6 +42,7 @@ SMALL = ["--batch_size", "999", "--image_size", "32", "--num_workers", "0", "--t
         ("examples.make_figure", ["--output", "{file}/figure.png"], "exists"),
         ("examples.trainer", ["--dataset", "./nowhere"], "no dataset folder './nowhere'"),
         ("examples.trainer", ["--output_dir", "{file}"], "is a file; name a folder"),
+        ("examples.trainer", ["--num_train_epochs", "0"], "--num_train_epochs: '0' is no whole number from 1 on"),
     ],
 )
 def test_is_refused(module, arguments, message, phantom_dataset_dir, tmp_path, monkeypatch, capsys):
@@ -60,6 +63,14 @@ def test_a_measurement_that_fails_in_its_own_process_says_why_without_a_tracebac
     said = capfd.readouterr().err
     assert "benchmarks.training_memory: error: There is no dataset folder './nowhere'" in said
     assert "Traceback" not in said
+
+
+def test_a_measurement_that_is_killed_is_named(monkeypatch):
+    from benchmarks import large_models_memory
+
+    monkeypatch.setattr(sys, "executable", "false")  # fails, whatever its arguments
+    with pytest.raises(SystemExit, match="error: exit code 1 of transunet-conv, train"):
+        large_models_memory.main([])
 
 
 def test_help_of_the_comparison_needs_no_timm(monkeypatch, capsys):
