@@ -146,8 +146,12 @@ class Visitor:
         return Answer(self.number, kind, sent, answered, tuple(places), fault, self.memory())
 
     def memory(self) -> float | None:
-        """MiB that the server holds."""
-        return self.process.memory_info().rss / 2**20 if self.process else None
+        """MiB that the server holds; None where it is not followed, or has ended."""
+        try:
+            held = self.process.memory_info().rss if self.process else 0
+        except psutil.NoSuchProcess:
+            return None
+        return held / 2**20 or None  # of a process that nobody has waited for yet, 0
 
 
 def time_alone(visitor: Visitor, repeats: int) -> None:
@@ -222,8 +226,8 @@ def report(results: Sequence[Answer], clients: int) -> None:
         f"{min(of_client):.2f} and {max(of_client):.2f} s"
     )
     memory = [result.memory for result in results if result.memory is not None]
-    if not memory:
-        print("Memory: unknown without the server's process id")
+    if len(memory) < 2:
+        print("Memory: unknown without the process id of a server that is there")
         return
     warm = len(memory) // 5
     places = np.linspace(warm, len(memory) - 1, 5).round().astype(int)

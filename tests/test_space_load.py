@@ -1,11 +1,15 @@
 """benchmarks/space_load.py: a few requests to a real server, and what it makes of times and memory."""
 
 import re
+import subprocess
+import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 
-from benchmarks.space_load import Answer, growth, main, overtaken
+from benchmarks.space_load import Answer, Visitor, growth, main, overtaken, report
 
 pytest_plugins = ["app_fixtures"]
 
@@ -23,6 +27,22 @@ def test_a_request_is_overtaken_by_one_that_was_sent_clearly_later():
 def test_growth_is_the_slope_for_a_hundred_requests():
     memory = 500 + 0.25 * np.arange(80) + np.tile([30, -30, -30, 30], 20)
     assert growth(list(memory)) == pytest.approx(25, abs=1)
+
+
+def test_a_server_that_has_ended_holds_no_memory(server, capsys):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    visitor = Visitor(0, server[0], {}, None, process.pid)
+    memory = [visitor.memory()]
+    assert memory[0] > 0
+    process.kill()
+    while visitor.process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert visitor.memory() is None, "not 0"
+    process.wait()
+    memory.append(visitor.memory())
+    assert memory[1] is None
+    report([Answer(0, "slice", 0, 1, (), "ConnectError", held) for held in memory], clients=1)
+    assert "Memory: unknown" in capsys.readouterr().out
 
 
 def test_the_script_starts_the_app_and_follows_it(models, monkeypatch, capsys):
