@@ -72,8 +72,7 @@ def read_stack(name: str, members: list[tuple[int, InputFile]], mask: bool) -> S
             names.append(file.name)
             check_size(label, (len(pages) + left, *page.shape[:2]))
     voxels = np.stack(pages)
-    if not mask:
-        check_intensities(label, voxels)
+    check_intensities(label, voxels, mask=mask)
     warnings = []
     absent = list(islice((number for gap in starmap(range, pairwise(numbers)) for number in gap[1:]), 6))
     if absent:
@@ -110,8 +109,7 @@ def read_pages(file: InputFile, mask: bool = False) -> list[np.ndarray]:
                 raise VolumeFileError(f"{file.name!r} has over {MAX_SLICES} pages, which is too large: {LIMITS}")
             for index in range(count):
                 image.seek(index)
-                if not (mask and image.mode == "1"):
-                    check_page(file.name, image, count)
+                check_page(file.name, image, count, mask)
                 if raw_mode(image).startswith("RGB;16"):
                     if count > 1:
                         raise VolumeFileError(
@@ -129,10 +127,11 @@ def read_pages(file: InputFile, mask: bool = False) -> list[np.ndarray]:
     return pages
 
 
-def check_page(name: str, image: Image.Image, count: int) -> None:
-    """Refuse, before it is decoded, what would be too much or holds no MR intensities."""
+def check_page(name: str, image: Image.Image, count: int, mask: bool) -> None:
+    """Refuse, before it is decoded, what would be too much or holds no MR intensities, nor a mask where it is one."""
     check_size(name, (count, image.height, image.width))
-    if image.mode not in ("L", "I", "F", "P", "RGB", "RGBA", "LA", "PA") and not image.mode.startswith("I;16"):
+    modes = ("L", "I", "F", "P", "RGB", "RGBA", "LA", "PA", *(["1"] if mask else []))
+    if image.mode not in modes and not image.mode.startswith("I;16"):
         raise VolumeFileError(
             f"{name!r} is of the colour space {image.mode}; accepted are grey and RGB slices of 8 or 16 bits."
         )

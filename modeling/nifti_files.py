@@ -35,8 +35,7 @@ def read_nifti(file: InputFile, *, mask: bool = False) -> Scan:
             f"{file.name!r} has no valid orientation: {error}. Export it again, for instance with dcm2niix."
         ) from None
     check_size(file.name, geometry.axial_shape)
-    if not (mask and np.isfinite(voxels).all()):
-        check_intensities(file.name, voxels)
+    check_intensities(file.name, voxels, mask=mask)
     spacing, no_spacing = geometry.axial_spacing, ""
     if not has_orientation(header) and np.allclose(spacing, 1):
         spacing, no_spacing = None, "the NIfTI file does not give it"

@@ -60,15 +60,15 @@ def check_size(name: str, shape: tuple[int, ...]) -> None:
         )
 
 
-def check_intensities(name: str, voxels: np.ndarray) -> None:
-    """Refuse NaN, infinity and one intensity everywhere."""
+def check_intensities(name: str, voxels: np.ndarray, *, mask: bool = False) -> None:
+    """Refuse NaN, infinity and, but for a `mask`, one intensity everywhere."""
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         count = np.count_nonzero(~np.isfinite(voxels))
         raise VolumeFileError(
             f"{name!r} has NaN or infinite intensities in {count:,} of its {voxels.size:,} voxels. Replace them, for "
             f"instance by zero, first."
         )
-    if voxels.size == 0 or voxels.min() == voxels.max():
+    if not mask and (voxels.size == 0 or voxels.min() == voxels.max()):
         what = f"every voxel is {voxels.flat[0]:g}" if voxels.size else "it has no voxel"
         raise VolumeFileError(f"{name!r} is empty ({what}): there is nothing to segment. Export the volume again.")
 

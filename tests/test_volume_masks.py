@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from volume_samples import AFFINE, head, save_dicom, save_nifti, save_pages
 
 from modeling.input_files import InputFile, VolumeFileError
@@ -86,10 +87,20 @@ def test_several_masks_and_masks_of_no_use_are_refused(tmp_path):
         read_mask(paths, volume)
     unknown = mask.astype(np.float32)
     unknown[0, 0, 0] = np.nan
-    with pytest.raises(VolumeFileError, match="NaN or infinite"):
-        read_mask(save_nifti(tmp_path / "mask.nii", unknown), volume)
+    for path in (save_nifti(tmp_path / "mask.nii", unknown), save_pages(tmp_path / "mask.tif", unknown)):
+        with pytest.raises(VolumeFileError, match="NaN or infinite"):
+            read_mask(path, volume)
     with pytest.raises(VolumeFileError, match="A mask is not read from DICOM"):
         read_mask(save_dicom(tmp_path, mask), volume)
+
+
+def test_a_large_mask_in_black_and_white_is_refused_before_it_is_decoded(tmp_path):
+    volume = read_volume(save_nifti(tmp_path / "flair.nii", head().slices[..., FLAIR]))
+    path = tmp_path / "mask.png"
+    Image.new("1", (5000, 5000)).save(path)
+    path.write_bytes(path.read_bytes()[:200])  # so that decoding would end with another message
+    with pytest.raises(VolumeFileError, match="5,000×5,000 pixels, which is too large"):
+        read_mask(path, volume)
 
 
 def test_a_mask_comes_back_as_it_was_written_where_the_volume_has_no_orientation(tmp_path):
