@@ -174,13 +174,13 @@ def write_nifti(path: Path, array: np.ndarray, geometry: Geometry) -> None:
 
 def keep_space(image, header) -> None:
     """Copy what a NIfTI header says of space, and nothing that may name a person."""
+    from nibabel.spatialimages import HeaderDataError
+
     image.header.set_zooms(np.divide(image.header.get_zooms(), millimetres(header)))  # from the affine, in mm
-    s_affine, s_code = header.get_sform(coded=True)
-    q_affine, q_code = header.get_qform(coded=True)  # one that is not in use may not even be valid
-    if s_code or q_code:
-        image.set_sform(s_affine, s_code)
-        image.set_qform(q_affine, q_code)
-    else:
-        image.set_sform(None, 0)
+    image.set_sform(*header.get_sform(coded=True))
+    try:
+        with np.errstate(invalid="ignore"):
+            image.set_qform(*header.get_qform(coded=True))
+    except (ValueError, HeaderDataError):  # an invalid one, which nothing reads beside an sform
         image.set_qform(None, 0)
     image.header.set_xyzt_units(header.get_xyzt_units()[0])

@@ -122,11 +122,12 @@ def test_units_other_than_millimetres_are_converted(tmp_path, s_code, q_code, un
     np.testing.assert_array_equal(read_mask([tmp_path / "mask.nii"], volume), head().mask)
 
 
-def test_a_quaternion_that_is_not_in_use_may_be_invalid(tmp_path):
+@pytest.mark.parametrize(("q_code", "value"), [(0, 1.5), (1, 1.5), (1, np.nan)])
+def test_a_quaternion_that_is_not_in_use_may_be_invalid(tmp_path, q_code, value):
     image = as_nifti(head().slices[..., FLAIR])
     image.set_sform(AFFINE, 1)
-    image.set_qform(None, 0)
-    image.header["quatern_b"] = image.header["quatern_c"] = 1
+    image.set_qform(AFFINE if q_code else None, q_code)
+    image.header["quatern_b"] = value
     image.to_filename(tmp_path / "flair.nii")
     volume = read_volume([tmp_path / "flair.nii"])
     write_nifti(tmp_path / "mask.nii", head().mask, volume.geometry)
