@@ -176,7 +176,8 @@ def remove_small_components(mask: np.ndarray, min_voxels: int = 0, keep_fraction
     if box is None:
         return mask.copy()
     labels, sizes = _label(mask[box])
-    keep = (sizes >= max(min_voxels, 1)) & (sizes >= keep_fraction * sizes.max())
+    # Divided, as a product such as 0.07 * 100 may come out above 7.
+    keep = (sizes >= max(min_voxels, 1)) & (sizes / sizes.max() >= keep_fraction)
     return _paste(keep[labels], box, mask.shape)
 
 

@@ -52,6 +52,11 @@ def test_small_islands_go_and_the_lesion_stays(lesion_with_islands):
     np.testing.assert_array_equal(remove_small_components(mask), mask)
 
 
+def test_an_island_of_just_the_fraction_stays_whatever_the_rounding():
+    hundred, seven = box((1, 40, 40), (0, 1), (0, 10), (0, 10)), box((1, 40, 40), (0, 1), (20, 21), (20, 27))
+    np.testing.assert_array_equal(remove_small_components(hundred | seven, keep_fraction=0.07), hundred | seven)
+
+
 def test_the_only_component_goes_when_it_is_below_min_voxels(lesion_with_islands):
     _, island, _ = lesion_with_islands
     assert not remove_small_components(island, min_voxels=13).any()
