@@ -131,7 +131,7 @@ def write_phantom(
     Patients are numbered from 1; the same number and seed give the same files, however many patients are written.
 
     Raises:
-        ValueError: `dest` exists and is not an empty folder, or an argument is out of range.
+        ValueError: `dest` exists and is not an empty folder or is the current one, or an argument is out of range.
     """
     dest = Path(dest).expanduser()
     if not 1 <= num_patients <= MAX_PATIENTS:
@@ -140,6 +140,8 @@ def write_phantom(
         raise ValueError(f"the seed must be 0 or more, got {seed}")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise ValueError(f"{dest} exists and is not an empty folder; give a new one")
+    if dest.exists() and dest.samefile(Path.cwd()):
+        raise ValueError(f"{dest} is the current folder, which cannot be replaced; give a new one")
 
     dest.parent.mkdir(parents=True, exist_ok=True)
     unfinished = tempfile.mkdtemp(dir=dest.parent, prefix=f".{dest.name}-")

@@ -151,6 +151,15 @@ def test_a_folder_with_files_is_not_written_to(tmp_path):
     assert files_of(tmp_path) == ["notes.txt"]
 
 
+@pytest.mark.parametrize("dest", [".", "../empty"])
+def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch, dest):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ValueError, match="is the current folder, which cannot be replaced; give a new one"):
+        write_phantom(dest, 1, num_slices=4, size=32)
+    assert not [*(tmp_path / "empty").iterdir()]
+
+
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     volumes = iter([phantom_volume(0, num_slices=4, size=32)])
     monkeypatch.setattr(phantom, "phantom_volume", lambda *args, **kwargs: next(volumes))
