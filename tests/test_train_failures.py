@@ -283,12 +283,20 @@ class TestWeights:
         assert len(read_log(run("--resume"))) == 2
         assert before.exists()
 
+    @pytest.mark.parametrize("name", ["args.json", "log.jsonl"])
+    def test_lost_files_are_named(self, run, name):
+        folder = run("--epochs", "1")
+        (folder / name).unlink()
+        with pytest.raises(SystemExit, match=rf"{re.escape(name)} is damaged or lost.*--init_from"):
+            run("--epochs", "1", "--resume")
+        assert not (folder / name).exists()
+
     def test_damaged_files_are_named(self, run):
         folder = run("--epochs", "1")
         for name, damaged in (("args.json", ""), ("args.json", "[]"), ("log.jsonl", '{"ep'), ("split.json", "{")):
             before = (folder / name).read_bytes()
             (folder / name).write_text(damaged)
-            with pytest.raises(SystemExit, match=rf"{re.escape(name)} is damaged.*--init_from"):
+            with pytest.raises(SystemExit, match=rf"{re.escape(name)} is damaged or lost.*--init_from"):
                 run("--resume")
             (folder / name).write_bytes(before)
 

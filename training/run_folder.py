@@ -75,6 +75,8 @@ class RunFolder:
         if self.started and not (args.resume or args.dry_run):
             sys.exit(f"{self.path} already holds a run. Go on with --resume, or choose another --output_dir.")
         if args.resume and not self.arguments:
+            if self.started:
+                self._stop_at_damage(self.path / "args.json")
             sys.exit(f"--resume: {self.path} holds no run. Start it without --resume.")
         if args.resume and not self.states and len(self.read_log()) > 1:
             sys.exit(
@@ -125,8 +127,8 @@ class RunFolder:
 
     def _stop_at_damage(self, path: Path) -> NoReturn:
         sys.exit(
-            f"train.py: error: {path} is damaged, so what the run was is not known. Choose another --output_dir; "
-            f"`--init_from {self.path / 'best'}` starts from its weights."
+            f"train.py: error: {path} is damaged or lost, so what the run was is not known. Choose another "
+            f"--output_dir; `--init_from {self.path / 'best'}` starts from its weights."
         )
 
     def changed_arguments(self, args: argparse.Namespace) -> dict[str, tuple]:
@@ -174,12 +176,18 @@ class RunFolder:
                 previous.rename(final)
 
     def read_log(self, epochs: float = math.inf) -> list[dict]:
-        """Rows of the first `epochs` epochs; a killed process may have logged one more than its last state holds."""
+        """Rows of the first `epochs` epochs, all of which must be there where a number is given.
+
+        A killed process may have logged one more than its last state holds.
+        """
         path = self.path / "log.jsonl"
         try:
-            return [row for row in read_log(path) if row["epoch"] <= epochs] if path.exists() else []
+            rows = [row for row in read_log(path) if row["epoch"] <= epochs] if path.exists() else []
         except ValueError:
             self._stop_at_damage(path)
+        if len(rows) < epochs < math.inf:
+            self._stop_at_damage(path)
+        return rows
 
     def write_log(self, rows: list[dict]) -> None:
         self.write("log.jsonl", "".join(json.dumps(without_nan(row), allow_nan=False) + "\n" for row in rows).encode())
