@@ -350,7 +350,7 @@ class TestFullDisk:
         arguments = ["--resume"] if (tmp_path / "run" / "args.json").exists() else []
         assert read_log(run(*arguments))[-1]["epoch"] == 2
 
-    def test_a_state_that_cannot_be_written_leaves_the_one_before(self, run_with_files_up_to, run, tmp_path):
+    def test_a_state_that_cannot_be_written_leaves_the_one_before(self, run_with_files_up_to, run):
         folder = run("--epochs", "1")
         (state,) = (folder / "checkpoints").iterdir()
         before = load_file(state / "model.safetensors").keys()

@@ -103,7 +103,7 @@ def test_configurations_are_ones_that_accelerate_knows(path):
     assert {key for key in yaml.safe_load(path.read_text()) if key not in known} == set()
 
 
-def test_a_launch_that_starts_one_process_of_two_says_so(phantom_dataset_dir, tmp_path):
+def test_a_launch_that_starts_one_process_of_two_says_so(tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     command += ["tests/tiny_training.py", "--model", "tiny", "--dataset", str(tmp_path), "--output_dir", str(tmp_path)]
     result = subprocess.run(
