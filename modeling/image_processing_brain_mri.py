@@ -271,7 +271,7 @@ def normalize_intensities(
         volume_share: weight of `volume` in [0, 1]; the slice's own statistics have the rest.
 
     Raises:
-        ValueError: `volume_share` is out of its range, or `volume` of another shape.
+        ValueError: `volume_share` is out of its range, or `volume` of another shape, not finite or without spread.
     """
     if not 0 <= volume_share <= 1:
         raise ValueError(f"volume_share must lie in [0, 1], 0 for each slice by itself, but is {volume_share}.")
@@ -282,6 +282,11 @@ def normalize_intensities(
             raise ValueError(
                 f"The intensities of the volume must be the median and spread of each channel, {statistics.shape}, but "
                 f"have the shape {volume.shape}."
+            )
+        if not (np.isfinite(volume).all() and (volume[:, 1] > 0).all()):
+            raise ValueError(
+                f"The intensities of the volume must be finite, and the spread of each channel above zero, but are "
+                f"{volume.tolist()}; `modeling.inference.measure_intensities` gives them."
             )
         volume = np.where(own.copied[:, None], volume[FLAIR], volume)
         statistics = (1 - volume_share) * statistics + volume_share * volume

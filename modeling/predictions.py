@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from .card_inputs import read_json
 from .files import replacing, write_atomically
 from .hub import weight_files
 from .inference import predict_volume
@@ -64,7 +65,7 @@ def read_record(folder: Path) -> dict:
     """
     record = folder / MADE_WITH
     try:
-        return json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        return read_json(record) if record.exists() else {}
     except ValueError:
         raise ValueError(f"{record} is damaged. Delete {folder}, whose predictions may be of any model.") from None
 

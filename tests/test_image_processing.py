@@ -257,6 +257,12 @@ class TestNormalisation:
             with pytest.raises(ValueError, match="median and spread of each channel"):
                 pixel_values(head, volume_intensities=np.ones(shape, np.float32))
 
+    @pytest.mark.parametrize("intensities", [(100, np.nan), (np.inf, 20), (100, 0), (100, -20)])
+    def test_a_volume_that_would_give_nan_or_turn_the_contrast_is_refused(self, head, intensities):
+        volume = np.array([(90, 20), intensities, (90, 20)], dtype=np.float32)
+        with pytest.raises(ValueError, match=r"must be finite, and the spread of each channel above zero"):
+            pixel_values(head, volume_intensities=volume)
+
     def test_values_are_clipped(self, head):
         head[0, 0] = 255
         assert pixel_values(head, clip=2.0).abs().max() == 2.0

@@ -112,9 +112,10 @@ def test_what_is_damaged_is_computed_again_and_a_damaged_record_is_named(tmp_pat
     for damaged in (kept[:100], kept[:-200], b"", kept[:400] + bytes(20) + kept[420:], unknown_method, encrypted):
         (tmp_path / "a.npz").write_bytes(damaged)
         assert not store.holds("a", slices)
-    (tmp_path / "made_with.json").write_text("")
-    with pytest.raises(ValueError, match=r"made_with\.json is damaged"):
-        PredictionStore(tmp_path, MADE_WITH)
+    for damaged in ("", "[]"):
+        (tmp_path / "made_with.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"made_with\.json is damaged"):
+            PredictionStore(tmp_path, MADE_WITH)
 
 
 def test_a_failure_names_the_patient_and_keeps_the_others(model, processor, volumes, tmp_path):
