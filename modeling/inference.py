@@ -410,7 +410,7 @@ def segment_volume(
         ValueError: as in `predict_volume`, a threshold outside (0, 1), or a spacing that is not three positive numbers.
     """
     check_threshold(threshold)
-    if spacing is not None and (len(spacing) != 3 or not all(0 < length < np.inf for length in spacing)):
+    if spacing is not None and (np.shape(spacing) != (3,) or not all(0 < length < np.inf for length in spacing)):
         raise ValueError(f"spacing is three positive lengths in mm, (slice, row, column), but is {spacing}.")
     probabilities = predict_volume(
         model,

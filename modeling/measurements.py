@@ -28,7 +28,7 @@ def volume_ml(mask: np.ndarray, spacing: Spacing) -> float:
     Raises:
         ValueError: `spacing` is not three lengths.
     """
-    if len(spacing) != 3:
+    if np.shape(spacing) != (3,):
         raise ValueError(f"spacing is three lengths in mm, (slice, row, column), but is {spacing}.")
     return float(np.count_nonzero(mask) * np.prod(spacing) / 1000)
 
@@ -49,6 +49,7 @@ def measure_volume(mask: np.ndarray, spacing: Spacing | None, no_spacing: str = 
     Raises:
         ValueError: `spacing` is not three lengths.
     """
+    volume = None if spacing is None else round(volume_ml(mask, spacing), 3)
     areas, largest = area_per_slice(mask), largest_slice(mask)
     reason = None
     if spacing is None:
@@ -62,7 +63,7 @@ def measure_volume(mask: np.ndarray, spacing: Spacing | None, no_spacing: str = 
         "width": mask.shape[2],
         "spacing_mm": None if spacing is None else [round(float(length), 4) for length in spacing],
         "lesion_voxels": int(areas.sum()),
-        "volume_ml": None if spacing is None else round(volume_ml(mask, spacing), 3),
+        "volume_ml": volume,
         "largest_slice": largest + 1 if mask.any() else None,
         "diameters_mm": None if reason else [round(length, 1) for length in diameters(mask[largest], spacing[1:])],
         "reason": reason,

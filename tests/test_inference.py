@@ -298,7 +298,7 @@ class TestVolume:
             predict_volume(Brightness(), processor, make_volume()[0], batch_size=batch_size)
 
     def test_unusable_spacing_is_refused(self, processor):
-        for spacing in ((1.0, 1.0), (1.0, 0.0, 1.0)):
+        for spacing in ((1.0, 1.0), (1.0, 0.0, 1.0), 1.0):
             with pytest.raises(ValueError, match="spacing"):
                 segment_volume(Brightness(), processor, make_volume()[0], spacing=spacing)
 

@@ -57,8 +57,9 @@ def test_volume_and_areas():
     assert area_per_slice(mask).tolist() == [0, 100, 200, 0]
     assert volume_ml(mask, (5.0, 0.5, 2.0)) == pytest.approx(300 * 5 / 1000)
     for measure in (volume_ml, measure_volume):
-        with pytest.raises(ValueError, match="three lengths"):
-            measure(mask, (0.5, 2.0))
+        for spacing in ((0.5, 2.0), 0.5):
+            with pytest.raises(ValueError, match="three lengths"):
+                measure(mask, spacing)
     assert largest_slice(mask) == 2
     assert largest_slice(np.zeros_like(mask)) == 2, "the middle where there is nothing"
 
