@@ -86,10 +86,11 @@ def open_inputs(paths: str | Path | Iterable[str | Path]) -> Iterator[tuple[list
             if kind == "zip":
                 archive = archives.enter_context(open_archive(path))
                 found = list(archive_files(archive, path.name))
+                unpacked = sum(member.file_size for member in archive.infolist())
                 if not found:
                     raise VolumeFileError(f"The archive {path.name!r} holds no files. {ACCEPTED}")
             else:
-                found = [InputFile(name, kind, path.read_bytes)]
+                found, unpacked = [InputFile(name, kind, path.read_bytes)], path.stat().st_size
             before = len(files)
             for file in found:
                 if is_readable(file, chosen=chosen and kind != "zip"):
@@ -97,7 +98,7 @@ def open_inputs(paths: str | Path | Iterable[str | Path]) -> Iterator[tuple[list
                 else:
                     left_out.append(file.name)
             if len(files) > before:
-                size += path.stat().st_size
+                size += unpacked
         if not files:
             what = f" ({', '.join(left_out[:3])})" if left_out else ""
             raise VolumeFileError(f"There is no image among the files{what}. {ACCEPTED}")

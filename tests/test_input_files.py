@@ -163,6 +163,15 @@ def test_too_many_files_or_bytes_are_refused_unread(tmp_path, monkeypatch):
         read_volume(tmp_path)
 
 
+def test_archives_count_as_what_they_unpack_to(tmp_path, monkeypatch):
+    stack = save_pages(tmp_path / "stack.tif", np.zeros((4, 64, 64), np.uint8)).read_bytes()
+    paths = [save_zip(tmp_path / f"{name}.zip", {f"{name}.tif": stack}) for name in ("flair", "t1")]
+    monkeypatch.setattr(input_files, "MAX_BYTES", 2 * len(stack) - 1)
+    assert sum(path.stat().st_size for path in paths) < len(stack)
+    with pytest.raises(VolumeFileError, match="MB together"):
+        read_volume(paths)
+
+
 @pytest.mark.parametrize("name", ["SLICE.PNG", "a.Dcm", "00001.IMA", "flair.nii"])
 def test_a_file_in_a_folder_that_is_no_image_whatever_its_name_says_is_named(tmp_path, name):
     save_nifti(tmp_path / "flair.nii.gz", head().slices[..., FLAIR])
