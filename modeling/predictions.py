@@ -167,8 +167,8 @@ class PredictionStore:
             )
 
     def _path(self, name: str) -> Path:
-        if not name or Path(name).name != name:
-            raise ValueError(f"A patient's name becomes that of a file, which {name!r} cannot.")
+        if name.startswith(".") or not name or Path(name).name != name:  # hidden files are those being written
+            raise ValueError(f"A patient's name becomes that of a file that is not hidden, which {name!r} cannot.")
         return self.folder / f"{name}.npz"
 
 

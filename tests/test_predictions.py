@@ -144,8 +144,8 @@ def test_what_nobody_foresaw_stops_one_patient_alone(model, processor, volumes, 
         segment_dataset(model, processor, readers(volumes, []), store, finish=finish)
 
 
-@pytest.mark.parametrize("name", ["", "../a", "a/b"])
-def test_names_stay_within_the_folder(tmp_path, name):
+@pytest.mark.parametrize("name", ["", "../a", "a/b", ".a"])
+def test_names_stay_within_the_folder_and_in_sight(tmp_path, name):
     with pytest.raises(ValueError, match="becomes that of a file"):
         PredictionStore(tmp_path / "store", MADE_WITH).write(name, *np.zeros((2, 1, 32, 32), np.float32))
 
