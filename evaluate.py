@@ -41,7 +41,13 @@ from modeling.cores import use_cores
 from modeling.files import write_atomically
 from modeling.inference import predict_volume
 from modeling.metrics import Summary, VolumeScores, score_volume, slice_dice, summarize
-from modeling.postprocessing import KEEP_FRACTION, MIN_VOXELS, check_threshold, mask_from_probabilities
+from modeling.postprocessing import (
+    KEEP_FRACTION,
+    MIN_VOXELS,
+    check_component_limits,
+    check_threshold,
+    mask_from_probabilities,
+)
 from modeling.predictions import PredictionStore, model_fingerprint, segment_dataset
 from modeling.visualization import new_figure, plot_dice_per_patient, slice_sheet
 
@@ -135,6 +141,7 @@ def evaluate_split(
             argument out of its range.
     """
     check_threshold(threshold)
+    check_component_limits(min_voxels, keep_fraction)
     if channels not in CHANNELS:
         raise ValueError(f"channels must be one of {', '.join(CHANNELS)}, got {channels!r}.")
     for name, value in (("batch_size", batch_size), ("limit", limit)):

@@ -27,6 +27,14 @@ def check_threshold(threshold: float) -> None:
         raise ValueError(f"threshold is a probability between 0 and 1, exclusive, but is {threshold}.")
 
 
+def check_component_limits(min_voxels: int, keep_fraction: float) -> None:
+    """Raise `ValueError` where a limit of `remove_small_components` is out of its range."""
+    if min_voxels < 0:
+        raise ValueError(f"min_voxels must be 0 (off) or more, got {min_voxels}.")
+    if not 0.0 <= keep_fraction <= 1.0:
+        raise ValueError(f"keep_fraction must lie in [0, 1], got {keep_fraction}.")
+
+
 def mask_from_probabilities(
     probabilities: np.ndarray,
     *,
@@ -167,11 +175,7 @@ def remove_small_components(mask: np.ndarray, min_voxels: int = 0, keep_fraction
         ValueError: `mask` is not bool or has other dimensions, or a limit is out of its range.
     """
     _check_mask(mask)
-    if min_voxels < 0:
-        raise ValueError(f"min_voxels must be 0 (off) or more, got {min_voxels}.")
-    if not 0.0 <= keep_fraction <= 1.0:
-        raise ValueError(f"keep_fraction must lie in [0, 1], got {keep_fraction}.")
-
+    check_component_limits(min_voxels, keep_fraction)
     box = _bounding_box(mask)
     if box is None:
         return mask.copy()

@@ -281,6 +281,7 @@ def test_an_empty_split_is_refused(split, model, processor):
 @pytest.mark.parametrize(
     "argument", [{"threshold": 1.0}, {"channels": "t1"}, {"limit": 0}, {"batch_size": 0}, {"keep_fraction": 2.0}]
 )
-def test_arguments_out_of_range_are_refused(split, model, processor, argument):
+def test_arguments_out_of_range_are_refused_at_once(split, model, processor, argument, monkeypatch):
+    monkeypatch.setattr("evaluate.predict_volume", lambda *_, **__: pytest.fail("a patient is computed"))
     with pytest.raises(ValueError, match=next(iter(argument))):
         evaluate_split(model, processor, split, **argument)
