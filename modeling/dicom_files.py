@@ -300,7 +300,7 @@ def read_slice(instance: Instance) -> np.ndarray:
     except VolumeFileError:
         raise
     except Exception as error:  # as in `read_header`
-        if compression and isinstance(error, RuntimeError | NotImplementedError):
+        if compression and isinstance(error, RuntimeError):
             raise VolumeFileError(
                 f"The pixels of {name!r} are compressed as {compression}, which could not be read. Decompress the "
                 f"series, for instance with gdcmconv --raw, or convert it to NIfTI with dcm2niix."

@@ -255,5 +255,5 @@ def readable(archive_name: str) -> Iterator[None]:
     """Say what is wrong with an archive whose member does not unpack."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise VolumeFileError(f"The archive {archive_name!r} is damaged ({error}). Make it again.") from None

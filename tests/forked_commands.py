@@ -1,7 +1,6 @@
 """Commands of the repository in forks of a process that has the libraries imported.
 
-Imports take most of a short command's time. A fork has them behind it, and is otherwise as alone as a process of its
-own: it begins with none of the command's modules, and leaves nothing to the next one.
+Imports take most of a short command's time. A fork has them behind it, and leaves nothing to the next one.
 """
 
 import json

@@ -55,9 +55,11 @@ class LocalHub:
             server.server_close()
 
     def clear(self) -> None:
-        """Forget all repositories, requests and faults."""
+        """Forget all repositories, requests, faults and blobs."""
         for content in (self.repositories, self.requests, self.unhandled, self.faults):
             content.clear()
+        for blob in self.folder.iterdir():  # a client does not upload again what is there
+            blob.unlink()
 
     def environment(self, home: Path, token: str | None = "hf_alice") -> dict[str, str]:
         """Variables for a client process that has its caches in `home`."""

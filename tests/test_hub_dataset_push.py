@@ -61,6 +61,7 @@ def test_an_interrupted_push_is_repeated_and_an_unchanged_one_uploads_nothing(hu
     assert "is complete but could not be pushed" in done.stderr
     assert "The same command goes on where it stopped" in done.stderr
     assert hub.names("datasets", "alice/lgg") == []
+    assert any(request.startswith("PUT") for request in hub.requests)
     # A shard of a larger build is there, and here something beside the dataset.
     former = {name: hub.store(b"former") for name in ("manifest.json", "data/train-00001-of-00002.parquet")}
     hub.repositories["datasets", "alice/lgg"].commit("main", former)

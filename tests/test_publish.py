@@ -185,6 +185,7 @@ def test_a_fault_midway_leaves_nothing_half_and_the_command_goes_on(checkpoint, 
     assert "The same command goes on where it stopped" in done.stderr
     assert "Traceback" not in done.stderr
     assert hub.names("models", "alice/model") == []
+    assert sum(request.startswith("PUT") for request in hub.requests) > 1
     hub.faults.clear()
     hub.requests.clear()
     assert publish(checkpoint, "alice/model").returncode == 0
