@@ -23,6 +23,8 @@ for _name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "H
     os.environ.pop(_name, None)
 
 ROOT = Path(__file__).resolve().parent.parent
+# Where processes of one launch meet: a port of each test worker, below those that the system hands out to others.
+LAUNCH_PORT = str(29500 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")))
 PHANTOM_PATIENTS = 8  # four for training, two for validation, two for test
 PHANTOM_SLICES = 10
 PHANTOM_SIZE = 64

@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import LAUNCH_PORT
 from PIL import Image
 from pydicom import dcmread
 from tiny_models import tiny_model
@@ -291,11 +292,13 @@ def test_two_patients_of_one_name_are_refused(scans, checkpoint, tmp_path):
 
 def test_two_processes_share_the_patients(scans, checkpoint, tmp_path):
     config = ROOT / "examples" / "accelerate" / "two_cpu_processes.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "predict.py"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    launch += ["--main_process_port", LAUNCH_PORT, "predict.py"]
     options = ["--checkpoint", checkpoint, "--output", tmp_path, "--no_postprocessing"]
     names = ("anna", "bert.nii", "cleo.zip")
     command = [*launch, *options, *(scans / name for name in names)]
-    run = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
     assert run.stdout.count("3 of 3 patients segmented") == 1
     assert "2/2" in run.stderr, "the first process has the first and the third"
     assert [row["patient"] for row in table_in(tmp_path)] == ["anna", "bert", "cleo"]

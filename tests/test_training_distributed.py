@@ -14,6 +14,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.data_loader import BatchSamplerShard
+from conftest import LAUNCH_PORT
 from safetensors.torch import load_file
 from tiny_training import TINY_PRESETS
 
@@ -30,7 +31,7 @@ CONFIGS = ROOT / "examples" / "accelerate"
 def launch_two(dataset: Path, output_dir: Path, *arguments: str) -> Path:
     """A real `accelerate launch` of the tiny preset as two processes on the CPU; gives the run's folder."""
     command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", str(CONFIGS / "two_cpu_processes.yaml")]
+    command += ["--config_file", str(CONFIGS / "two_cpu_processes.yaml"), "--main_process_port", LAUNCH_PORT]
     command += ["tests/tiny_training.py", "--model", "tiny", "--dataset", str(dataset), "--output_dir", str(output_dir)]
     command += ["--image_size", "48", "--batch_size", "4", "--epochs", "3", "--num_workers", "0", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"}
