@@ -10,7 +10,7 @@ Each folder of predictions is one model, called after the folder. Prints tables 
 - Dice per patient after post-processing, and that of each patient's best threshold and of each slice's best threshold,
   both found with the reader's outline. No way of choosing thresholds, however good, can do better with these
   probabilities (but filling holes and leaving out islands might). All three leave out patients without a lesion, who
-  have no best threshold;
+  have no best threshold. Of several models, the average of their probabilities is the last row;
 - of every patient, the Dice of each model's outline with the reader's, and of the models' outlines with one another.
 """
 
@@ -81,26 +81,28 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     pairs = list(combinations(models, 2))
-    bounds = {name: [] for name in models}
+    average = f"average of the {len(models)}"
+    bounds = {name: [] for name in [*models, *([average] if pairs else [])]}
     agreement = []
     for patient_id in tqdm(sorted(rows_of), desc="patients"):
         patient = read_patient(split, patient_id, rows_of[patient_id])
         truth = patient.truth
-        masks, scores = {}, []
-        for name, store in models.items():
-            probabilities = read_probabilities(store, patient)
-            masks[name] = mask_from_probabilities(probabilities)
-            scores.append(dice(confusion_counts(masks[name], truth)))
-            if truth.any():
+        of_models = {name: read_probabilities(store, patient) for name, store in models.items()}
+        if pairs:
+            of_models[average] = np.mean(list(of_models.values()), axis=0)
+        masks = {name: mask_from_probabilities(probabilities) for name, probabilities in of_models.items()}
+        scores = {name: dice(confusion_counts(mask, truth)) for name, mask in masks.items()}
+        if truth.any():
+            for name, probabilities in of_models.items():
                 by_slice = best_dice(probabilities, truth)
-                bounds[name].append([scores[-1], best_dice([probabilities], [truth]), by_slice])
-        scores += [dice(confusion_counts(masks[one], masks[other])) for one, other in pairs]
-        agreement.append(scores)
+                bounds[name].append([scores[name], best_dice([probabilities], [truth]), by_slice])
+        with_one_another = [dice(confusion_counts(masks[one], masks[other])) for one, other in pairs]
+        agreement.append([*(scores[name] for name in models), *with_one_another])
 
     with_lesion = len(next(iter(bounds.values())))
     print(f"{len(agreement)} patients of {args.split}, {with_lesion} with a lesion; Dice per patient, mean (95 % CI)\n")
     header = ["model", "post-processed", "each patient's best threshold", "each slice's best threshold"]
-    print(table(header, [[name, *map(mean_and_interval, zip(*bounds[name], strict=True))] for name in models]))
+    print(table(header, [[name, *map(mean_and_interval, zip(*rows, strict=True))] for name, rows in bounds.items()]))
     header = ["patient", *(f"{name}, reader" for name in models), *(f"{one}, {other}" for one, other in pairs)]
     lines = [
         [patient_id, *(f"{score:.2f}" for score in scores)]

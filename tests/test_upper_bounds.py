@@ -94,13 +94,17 @@ def test_the_script_sets_models_beside_the_reader_and_one_another(tmp_path, caps
         patient_id, patient.truth.astype(np.float32), patient.slices_given("flair")
     )
     np.testing.assert_array_equal(read_probabilities(flair, patient), patient.truth)
+    main(["--dataset", dataset, "--predictions", str(tmp_path / "exact")])
+    assert "average" not in capsys.readouterr().out
     folders = [str(tmp_path / name) for name in ("exact", "moved")]
     main(["--dataset", dataset, "--predictions", *folders])
     printed = capsys.readouterr().out
     assert "| exact | 1.000 (1.000 to 1.000) | 1.000 (1.000 to 1.000) | 1.000 (1.000 to 1.000) |" in printed
+    average = printed.split("| average of the 2 |")[1].split("|")[0]
     reader, moved, between = printed.splitlines()[-2].split("|")[2:5]
     assert float(reader.split()[0]) == 1
     assert 0 < float(moved.split()[0]) < 1
+    assert float(moved.split()[0]) < float(average.split()[0]) < 1, "it finds all of the lesion, and some beside it"
     assert between == moved, "what is exact agrees with the other model as the reader does"
 
 
