@@ -173,11 +173,6 @@ class TransUNetConfig(PreTrainedConfig):
     temperature: float | int = 1.0
 
     def __post_init__(self, **kwargs):
-        if "num_channels" in kwargs:
-            raise ValueError(
-                "num_channels is the stem's: give it as backbone_config=EfficientNetLiteConfig(num_channels=...), or "
-                "in another stem's configuration."
-            )
         if self.backbone_config is None:
             self.backbone_config = EfficientNetLiteConfig()
         elif isinstance(self.backbone_config, dict):
@@ -205,6 +200,13 @@ class TransUNetConfig(PreTrainedConfig):
     def num_channels(self) -> int:
         """Channels of the input."""
         return self.backbone_config.num_channels
+
+    @num_channels.setter
+    def num_channels(self, value: int) -> None:
+        raise ValueError(
+            "num_channels is the stem's: give it as backbone_config=EfficientNetLiteConfig(num_channels=...), or in "
+            "another stem's configuration."
+        )
 
     @property
     def feature_sizes(self) -> list[int]:

@@ -202,9 +202,16 @@ class TransUNetForSemanticSegmentation(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["TransUNetLayer", "InvertedResidual", "BitBottleneckLayer", "DecoderBlock"]  # noqa: RUF012
+    _no_split_modules = [  # noqa: RUF012
+        "TransUNetEmbeddings",
+        "TransUNetLayer",
+        "InvertedResidual",
+        "BitBottleneckLayer",
+        "DecoderBlock",
+    ]
 
     def __init__(self, config: TransUNetConfig):
+        config.validate_architecture()  # `from_pretrained` sets fields on a configuration that is built
         super().__init__(config)
         self.stem = build_stem(config.backbone_config)
         self.embeddings = TransUNetEmbeddings(config)

@@ -62,8 +62,10 @@ class UNetForSemanticSegmentation(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    _no_split_modules = ["DecoderBlock"]  # noqa: RUF012
 
     def __init__(self, config: UNetConfig):
+        config.validate_architecture()  # `from_pretrained` sets fields on a configuration that is built
         super().__init__(config)
         self.encoder = UNetEncoder(config)
         self.decoder = UNetDecoder(config)

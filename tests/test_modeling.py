@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 from modeling import PRESETS, UNetConfig, build_model, preset_config
+from modeling.layers import DecoderBlock
 from modeling.losses import LOSSES, segmentation_loss
 
 # Trainable parameters; with the batch norms' running means and variances.
@@ -366,6 +367,28 @@ def test_a_temperature_that_is_not_positive_is_refused(preset):
     for temperature in (0, -1.0, math.nan, math.inf):
         with pytest.raises(StrictDataclassError, match="temperature must be positive"):
             preset_config(preset, temperature=temperature)
+
+
+@every_preset
+def test_fields_given_on_loading_are_checked_too(preset, tmp_path):
+    tiny_model(preset).save_pretrained(tmp_path)
+    for field, message in (
+        ({"temperature": -1.0}, "temperature must be positive"),
+        ({"loss": "mse"}, "Unknown loss 'mse'"),
+        ({"id2label": {0: "background", 1: "core", 2: "oedema"}}, "id2label must name the labels 0 and 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            AutoModelForSemanticSegmentation.from_pretrained(tmp_path, **field)
+
+
+@every_preset
+def test_modules_whose_tensors_meet_stay_on_one_device(preset):
+    """Of several GPUs, by `device_map="auto"`: a sum or a concatenation needs both tensors in one place."""
+    model = tiny_model(preset)
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, DecoderBlock) or (own and len(own) < len(list(module.parameters()))):
+            assert type(module).__name__ in model._no_split_modules
 
 
 def test_unknown_presets_and_losses_are_refused_with_the_choices():

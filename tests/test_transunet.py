@@ -304,6 +304,11 @@ def test_configurations_that_do_not_fit_are_refused(overrides, message):
         TransUNetConfig(**overrides)
 
 
+def test_channels_of_the_input_cannot_be_set_past_the_stem():
+    with pytest.raises(ValueError, match="num_channels is the stem's"):
+        TransUNetConfig().num_channels = 1
+
+
 @pytest.mark.parametrize("input_skip_size", [None, 8])
 def test_a_stem_of_one_map_leaves_the_decoder_no_skip(input_skip_size):
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "head_dim": 4, "intermediate_size": 8, "num_hidden_layers": 1}
