@@ -54,6 +54,13 @@ class TestSlice:
         np.testing.assert_allclose(result.probabilities, logits[0, 0, :90, :75].sigmoid().numpy(), atol=1e-6)
         np.testing.assert_array_equal(result.mask, result.probabilities >= 0.5)
 
+    def test_a_model_in_half_precision_gives_single_precision_and_nearly_the_same(self, tiny_unet, processor):
+        image = make_volume()[0][3]
+        expected = segment_slice(tiny_unet, processor, image).probabilities
+        probabilities = segment_slice(tiny_unet.bfloat16(), processor, image).probabilities
+        assert probabilities.dtype == np.float32
+        np.testing.assert_allclose(probabilities, expected, atol=0.05)
+
     def test_a_higher_threshold_keeps_less(self, tiny_unet, processor):
         image = make_volume()[0][3]
         low, high = (segment_slice(tiny_unet, processor, image, threshold=t).mask for t in (0.4, 0.6))

@@ -78,6 +78,11 @@ def test_a_few_bright_pixels_do_not_darken_the_brain(brain):
     np.testing.assert_array_equal(flair_to_grey(bright)[30:40, 18:22], flair_to_grey(brain)[30:40, 18:22])
 
 
+def test_background_around_the_head_does_not_brighten_it(brain):
+    flair = brain[..., 1]
+    np.testing.assert_array_equal(flair_to_grey(np.pad(flair, 60, mode="edge"))[60:-60, 60:-60], flair_to_grey(flair))
+
+
 def test_a_constant_slice_is_black():
     assert not flair_to_grey(np.full((40, 40), 7, dtype=np.uint8)).any()
 
