@@ -306,6 +306,8 @@ def test_hidden_states_come_when_asked_for(preset):
     for states in outputs.hidden_states:
         assert states.shape[0] == 2
         assert states.ndim == 4
+    heights = [states.shape[2] for states in outputs.hidden_states]
+    assert heights == sorted(heights, reverse=True), "finest first"
 
 
 @every_preset
@@ -340,7 +342,8 @@ def test_weights_missing_from_a_checkpoint_are_initialised(preset, tmp_path):
     model = randomized(tiny_model(preset))
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    kept = {name: value for name, value in weights.items() if not name.startswith(("head.", "encoder."))}
+    missing = ("head.", "encoder.", "embeddings.")
+    kept = {name: value for name, value in weights.items() if not name.startswith(missing)}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     loaded, report = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
     assert set(report["missing_keys"]) >= {name for name in weights if name not in kept}
@@ -348,7 +351,7 @@ def test_weights_missing_from_a_checkpoint_are_initialised(preset, tmp_path):
         assert value.isfinite().all(), name
         if name in kept:
             assert torch.equal(value, model.state_dict()[name]), name
-        elif name.endswith("bias"):
+        elif name.endswith(("bias", "position_embeddings")):
             assert (value == 0).all(), name
         elif value.ndim > 1:
             assert 0 < value.std() < 1, name
