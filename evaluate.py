@@ -405,14 +405,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         | {args.engine: importlib.import_module(args.engine).__version__},
         **result.to_dict(),
     }
+    written, figure = [args.output], args.output.with_suffix(".png")
     try:
         write_atomically(args.output, json.dumps(report, indent=2, allow_nan=False).encode() + b"\n")
         if not args.no_figure:
             buffer = io.BytesIO()
             plot_result(result).savefig(buffer, format="png")
-            write_atomically(args.output.with_suffix(".png"), buffer.getvalue())
+            write_atomically(figure, buffer.getvalue())
+            written.append(figure)
     except OSError as error:
         sys.exit(f"evaluate.py: error: the results cannot be written: {error}")
+    print(f"\nResults in {' and '.join(map(str, written))}")
 
 
 def _number(value: float, digits: int = 3) -> str:

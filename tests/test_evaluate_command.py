@@ -55,6 +55,7 @@ def test_the_command_writes_the_results_that_the_function_gives(model, checkpoin
     assert results["postprocessing"] == {"min_voxels": 20, "keep_fraction": 0.5, "fill": True, "extend": False}
     assert results["command"].startswith("python evaluate.py --checkpoint")
     assert format_table(expected) in run.stdout
+    assert run.stdout.endswith(f"\nResults in {output} and {output.with_suffix('.png')}\n")
     with PILImage.open(output.with_suffix(".png")) as figure:
         assert figure.format == "PNG"
     assert sorted(path.name for path in output.parent.iterdir()) == ["results.json", "results.png"]
