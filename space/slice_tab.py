@@ -197,12 +197,12 @@ def slice_tab(models: dict[str, str], demo: gr.Blocks) -> None:
     )  # fmt: skip
     try_threshold(threshold, "view")
     gr.on(
-        [run.click, view.submit], show_result, [*files, model, threshold, layer], results, show_progress_on=beside,
+        [run.click, view.submit], show_result, [*files, model, threshold, layer], results, show_progress_on=view,
         **ON_MODEL, **PRIVATE,
     )  # fmt: skip
     gr.on(
         [model.input, layer.input], update_result, [shown, *files, model, threshold, layer], results,
-        show_progress="hidden", trigger_mode="always_last", **ON_MODEL, **PRIVATE,
+        show_progress_on=view, trigger_mode="always_last", **ON_MODEL, **PRIVATE,
     )  # fmt: skip
     gr.on(
         [view.select, beside.select], show_attention, [shown, *files, model], beside, show_progress="hidden",

@@ -168,3 +168,24 @@ def test_what_belongs_to_a_former_slice_or_mask_is_not_shown(open_page, hold, tm
     page.locator("#compare-mask").get_by_label("Clear").click()
     page.locator("#compare-facts").get_by_text("The scores appear here").wait_for()
     assert page.locator("#compare-zip").is_disabled()
+
+
+def test_progress_is_seen_on_the_slice_that_is_being_outlined(open_page, hold, slice_file):
+    page = open_page()
+    page.set_input_files("#slice input[type=file]", slice_file("held.png"))
+    says(page, "FLAIR slice, not outlined yet")
+    progress = page.locator("#view > .wrap:not(.hide)").get_by_text("Half of it")
+    segmenting = hold(slice_tab, "segment", "held")
+    page.click("#run")
+    until(page, segmenting.begun)
+    progress.wait_for()
+    segmenting.released.set()
+    page.get_by_text("tiny-a at threshold").wait_for()
+
+    segmenting = hold(slice_tab, "segment", "held")
+    page.locator("#model input").click()
+    page.get_by_role("option", name="tiny-b").click()
+    until(page, segmenting.begun)
+    progress.wait_for()
+    segmenting.released.set()
+    page.get_by_text("tiny-b at threshold").wait_for()
