@@ -19,7 +19,7 @@ ACCEPTED = (
     f"Accepted is one slice as PNG, JPEG or TIFF, 8 or 16 bit, from 32×32 to {MAX_SIDE}×{MAX_SIDE} pixels: RGB in the "
     "order pre-contrast T1, FLAIR, post-contrast T1, or one grey FLAIR image."
 )
-VOLUMES = "Volumes (NIfTI, DICOM, ZIP) go into the Volume tab, or to /segment_volume."
+VOLUMES = "Volumes (NIfTI, DICOM, ZIP, TIFF stacks) go into the Volume tab, or to /segment_volume."
 ELSEWHERE = "The path does not lead to an uploaded file. Upload the slice or volume, then run the model on it."
 GONE = "The uploaded file is no longer on the server, which deletes uploads within the hour. Upload it again."
 SIGNATURES = (  # what a file is that Pillow does not open, with the offset and the bytes that show it
@@ -219,7 +219,7 @@ def check_header(image: Image.Image, raw_mode: str) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise InputError(f"The image has {image.width}×{image.height} pixels, which is too large. {ACCEPTED}")
     if count_pages(image, 2) > 1:
-        raise InputError(f"The file has several pages. Save the page with the slice by itself. {ACCEPTED}")
+        raise InputError(f"The file has several pages. Save the page with the slice by itself. {ACCEPTED} {VOLUMES}")
     if image.mode == "1":
         raise InputError(f"The image is black and white only (1 bit per pixel), so it has no intensities. {ACCEPTED}")
     if has_transparency(image, raw_mode):

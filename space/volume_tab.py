@@ -24,7 +24,8 @@ from .volume_handlers import open_volume, segment_volume
 
 FORMATS = """
 <p class="hint">NIfTI (one file, or one per sequence named t1, flair, t1ce or the like), a DICOM series as ZIP, numbered
-slices or a ZIP of them, or a TIFF stack. The axial plane is found, and a missing sequence is copied from FLAIR.</p>
+slices or a ZIP of them, or a TIFF stack. The axial plane is found, and where the file tells the sides, the patient's
+right is shown on the left. A missing sequence is copied from FLAIR.</p>
 """
 NOTHING_YET = '<p class="provenance">The measurements appear here once a volume has been outlined.</p>'
 

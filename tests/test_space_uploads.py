@@ -104,7 +104,7 @@ UNUSABLE = {
     "small": ("small.png", make_slice(31, 64), "31x64 pixels, too small"),
     "constant": ("constant.png", np.full((64, 64), 80, np.uint8), "constant"),
     "nan": ("nan.tif", nan_slice(), "NaN"),
-    "pages": ("pages.tif", two_pages(), "several pages"),
+    "pages": ("pages.tif", two_pages(), "several pages.*Volume tab"),
     "odd second page": ("pages.tif", odd_second_page(), "damaged or incomplete"),
     "transparent": ("alpha.png", transparent(), "transparency"),
     "cmyk": ("cmyk.jpg", image_bytes(make_slice(), "CMYK", "JPEG"), "4 channels of the colour space CMYK"),
