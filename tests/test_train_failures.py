@@ -314,6 +314,17 @@ class TestWeights:
         with pytest.raises(SystemExit, match=r"^train\.py: error: slice 2 is damaged\. With --resume"):
             run(folder="training")
 
+    def test_stopping_it_by_hand_says_how_to_go_on(self, run, monkeypatch):
+        def stopped(*_, **__):
+            raise KeyboardInterrupt
+
+        run("--epochs", "1")
+        monkeypatch.setattr("training.loop.evaluate_split", stopped)
+        with pytest.raises(SystemExit, match=r"^train\.py: stopped\. With --resume, .* from step_\d{8}\.$"):
+            run("--resume", "--epochs", "2")
+        with pytest.raises(SystemExit, match=r"^train\.py: stopped\.$"):
+            run(folder="new")
+
     def test_a_loss_that_is_not_finite_names_the_slices(self, run, tmp_path):
         with pytest.raises(SystemExit, match=r"the loss is (nan|inf).*not_finite\.json"):
             run("--learning_rate", "1e30", "--warmup_ratio", "0", "--max_grad_norm", "0", "--epochs", "6")

@@ -28,7 +28,7 @@ class TestRun:
         folder = run("--dry_run", "--epochs", "5", "--gradient_accumulation_steps", "2", "--validate_every", "2")
         assert not folder.exists()
         output = capsys.readouterr().out
-        batches = int(re.search(r"5 epochs of (\d+) batches of 4", output)[1])
+        batches = int(re.search(r"epochs: 5, batches in each: (\d+), slices in a batch: 4;", output)[1])
         parameters = sum(parameter.numel() for parameter in build_model("tiny").parameters())
         stages = [line.split() for line in output.splitlines() if re.match(r" +(48|64) ", line)]
         assert [stage[:3] for stage in stages] == [
@@ -36,7 +36,7 @@ class TestRun:
             ["64", "3", str(3 * math.ceil(batches / 2))],
         ]
         assert f"parameters: {parameters:,}; steps: {5 * math.ceil(batches / 2)}" in output
-        assert re.search(r"expected duration: \d:\d\d:\d\d\n.*\n  3 validations of 2 patients: ", output)
+        assert re.search(r"expected duration: \d:\d\d:\d\d\n.*\n  validation, 3 x 2 patients: ", output)
         assert all(float(stage[6]) < 5 for stage in stages)  # seconds per step
         assert validated == [1], "one patient stands for all"
 
@@ -47,7 +47,7 @@ class TestRun:
         monkeypatch.setattr("train.keep_freed_memory", lambda: calls.append(1))
         run("--dry_run", "--epochs", "5")
         output = capsys.readouterr().out
-        batches = int(re.search(r"5 epochs of (\d+) batches of 4", output)[1])
+        batches = int(re.search(r"epochs: 5, batches in each: (\d+), slices in a batch: 4;", output)[1])
         parameters = sum(parameter.numel() for parameter in build_model("tiny").parameters())
         assert f"moving average: {4 * parameters * (3 + 2)}\n" in output  # Adam keeps two values of each
         stages = [line.split() for line in output.splitlines() if re.match(r" +(48|64) ", line)]

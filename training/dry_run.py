@@ -72,7 +72,7 @@ def print_estimate(training: Training) -> None:
         f"  activations of {share} slices at the largest crop: {gib(activations)}\n"
         f"{kept}expected duration: {duration(training_seconds + validation_seconds)}\n"
         f"  training: {duration(training_seconds)}\n"
-        f"  {validations} validations of {num_patients} patients: {duration(validation_seconds)}"
+        f"  validation, {validations} x {num_patients} patients: {duration(validation_seconds)}"
     )
 
 

@@ -74,8 +74,9 @@ class Training:
         parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         return (
             f"{self.args.model}: {parameters:,} trainable parameters; "
-            f"{self.args.epochs} epochs of {self.sampler.num_batches} batches of {self.args.batch_size}; "
-            f"{len(self.patients['train'])} patients to train on, {len(self.patients['validation'])} to validate on; "
+            f"epochs: {self.args.epochs}, batches in each: {self.sampler.num_batches}, slices in a batch: "
+            f"{self.args.batch_size}; patients: {len(self.patients['train'])} to train on, "
+            f"{len(self.patients['validation'])} to validate on; "
             f"processes: {self.accelerator.num_processes} on {self.accelerator.device.type}, mixed precision: "
             f"{self.accelerator.mixed_precision}"
         )
@@ -153,8 +154,8 @@ class Training:
             )
         set_hyperparameters(self.optimizer, self.scheduler.scheduler, hyperparameters)
         self.accelerator.print(
-            f"Resuming after {self.progress.epoch} epochs and {self.progress.batch} batches "
-            f"({self.run.states[-1].name})"
+            f"Resuming from {self.run.states[-1].name}; epochs done: {self.progress.epoch}, batches of the next one: "
+            f"{self.progress.batch}"
         )
 
     def fit(self) -> None:
@@ -166,7 +167,7 @@ class Training:
         if self.accelerator.is_main_process:
             self.run.save_model("last", self.ema.module, self.processor, self.log[-1])
         if self.progress.epoch < self.args.epochs:
-            self.accelerator.print(f"Stopped: no better validation Dice for {self.args.patience} validations.")
+            self.accelerator.print(f"Stopped: no better validation Dice within --patience {self.args.patience}.")
         best = self.args.output_dir / "best"
         self.accelerator.print(f"Best mean validation Dice {self.progress.best_dice:.4f}; model in {best}")
 
