@@ -155,11 +155,12 @@ def write_card(
     config = read_config(checkpoint)
     if config.model_type not in (UNetConfig.model_type, TransUNetConfig.model_type):
         raise ValueError(f"{checkpoint} holds a {config.model_type!r} model, which is none of this package.")
+    folder = checkpoint.resolve()
     read = [read_results(path) for path in results]
     picture = next((result.figure for result in read if result.source == PHANTOM and result.figure.is_file()), None)
     card = make_card(
         config,
-        checkpoint.resolve().name,
+        (folder.parent if folder.name in ("best", "last") else folder).name,  # of a run's models, the run's
         results=read,
         runs=[read_run(folder) for folder in runs],
         hardware=hardware,

@@ -95,6 +95,13 @@ def test_metadata_are_the_measured_scores_and_are_read_back(copied, real_results
     assert measured[key] == round(summary["lesion_slice_dice"], 3)
 
 
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_model_of_a_run_has_the_runs_name(copied, phantom_results, tmp_path, name):
+    model = copied.rename(tmp_path / name)
+    write_card(model, results=[phantom_results])
+    assert ModelCard.load(model / "README.md").data.model_name == tmp_path.name
+
+
 @pytest.mark.parametrize("names", [("MUELLER_ANNA_0", "MUELLER_ANNA_1"), (19410, 19411)], ids=["names", "numbers"])
 def test_what_is_private_stays_out(copied, real_results, names):
     report = json.loads(real_results.read_text())
