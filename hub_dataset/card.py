@@ -34,7 +34,7 @@ FLAIR is there for every patient. A T1 sequence that is missing is replaced by a
 ```python
 from datasets import load_dataset
 
-dataset = load_dataset("PATH_OR_HUB_ID")
+dataset = load_dataset("USER/NAME")  # this dataset's name on the Hub, or the path of its folder
 ```
 """
 
