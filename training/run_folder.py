@@ -275,7 +275,7 @@ def replace_folder(new: Path, final: Path) -> None:
     """Rename `new` to `final`; a folder of that name is out of the way first, and there is never half of one."""
     for path in new.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
+            with path.open("rb+") as file:  # Windows flushes no file that is open for reading alone
                 os.fsync(file.fileno())  # else a power cut may leave the names without the content
     previous = final.with_name(f"previous.{final.name}")
     shutil.rmtree(previous, ignore_errors=True)
