@@ -30,7 +30,7 @@ def group_by_patient(dataset: Dataset) -> dict[str, list[int]]:
     """Rows of each patient in the order of `slice_index`; reads no image.
 
     Raises:
-        ValueError: a column is missing, there is no row, or a slice comes twice.
+        ValueError: a column is missing, there is no row, a slice has no patient or no number, or comes twice.
     """
     missing = [column for column in COLUMNS if column not in dataset.column_names]
     if missing:
@@ -41,7 +41,13 @@ def group_by_patient(dataset: Dataset) -> dict[str, list[int]]:
         )
     if len(dataset) == 0:
         raise ValueError("The split has no rows, so there is nothing to score.")
-    keys = zip(dataset["patient_id"], dataset["slice_index"], strict=True)
+    keys = list(zip(dataset["patient_id"], dataset["slice_index"], strict=True))
+    for patient_id, slice_index in keys:
+        if patient_id is None or not isinstance(slice_index, int | float):  # as text, slice 10 would precede slice 2
+            raise ValueError(
+                f"Every slice needs a patient_id and a number as its slice_index, but one has {patient_id!r} and "
+                f"{slice_index!r}."
+            )
     groups: dict[str, list[int]] = {}
     previous = None
     for key, row in sorted((key, row) for row, key in enumerate(keys)):

@@ -244,6 +244,18 @@ def test_a_slice_that_comes_twice_is_refused(split, model, processor):
         evaluate_split(model, processor, replace(split, first, slice_index=2))
 
 
+@pytest.mark.parametrize("odd", [{"patient_id": None}, {"slice_index": None}], ids=str)
+def test_a_slice_without_a_place_is_refused(split, model, processor, odd):
+    with pytest.raises(ValueError, match=r"needs a patient_id and a number as its slice_index, but one has .*None"):
+        evaluate_split(model, processor, replace(split, 0, **odd))
+
+
+def test_numbers_as_text_are_refused(split, model, processor):
+    text = split.cast_column("slice_index", Value("string"))
+    with pytest.raises(ValueError, match=r"a number as its slice_index, but one has '.*' and '\d+'"):
+        evaluate_split(model, processor, text)
+
+
 def test_sizes_that_differ_are_refused(split, model, processor):
     small_mask = PILImage.new("L", (SIZE, SIZE - 1))
     with pytest.raises(ValueError, match=r"\(48, 48, 3\), its mask \(47, 48\)"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import DatasetDict
+from datasets import DatasetDict, Value
 from safetensors.torch import load_file
 from tiny_training import read_log
 
@@ -239,6 +239,25 @@ class TestDataset:
         data = write_dataset({**splits, name: odd}, tmp_path / "data")
         with pytest.raises(SystemExit, match=message):
             run("--dataset", data)
+
+    @pytest.mark.parametrize("streaming", [[], ["--streaming"]], ids=["whole", "streamed"])
+    @pytest.mark.parametrize(
+        ("column", "values", "message"),
+        [
+            ("patient_id", Value("string"), "A slice in the split 'train' of .* has no patient_id"),
+            ("has_lesion", Value("bool"), "has_lesion of the split 'train' .* but holds None"),
+            ("has_lesion", Value("int32"), "has_lesion of the split 'train' .* but holds 0, 1. .* cast it to bool"),
+        ],
+        ids=["no patient", "no has_lesion", "numbers"],
+    )
+    def test_odd_columns_are_found_before_training(self, run, splits, tmp_path, streaming, column, values, message):
+        """Numbers as `has_lesion` would give slices with a lesion among those without, too."""
+        kept = list(splits["train"][column])
+        kept = list(map(int, kept)) if values.dtype == "int32" else [None, *kept[1:]]
+        odd = splits["train"].remove_columns(column).add_column(column, kept, feature=values)
+        data = write_dataset({**splits, "train": odd}, tmp_path / "data")
+        with pytest.raises(SystemExit, match=message):
+            run("--dataset", data, *streaming)
 
     def test_a_validation_split_without_a_lesion(self, run, splits, tmp_path):
         empty = splits["validation"].filter(lambda row: not row["has_lesion"])

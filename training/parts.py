@@ -64,8 +64,8 @@ def load_data(args: argparse.Namespace) -> tuple[DatasetDict | dict[str, Streame
     """The dataset's splits, and the sampler of training batches.
 
     Raises:
-        OSError, ValueError: no such dataset, a split, column or mask missing, too few patients for the folds, no lesion
-            in validation, or too few slices for a batch.
+        OSError, ValueError: no such dataset, a split, column, mask or patient missing, `has_lesion` other than true or
+            false, too few patients for the folds, no lesion in validation, or too few slices for a batch.
     """
     splits = stream_splits(args.dataset) if args.streaming else load_splits(args.dataset)
     for name in ("train", "validation"):
@@ -74,6 +74,13 @@ def load_data(args: argparse.Namespace) -> tuple[DatasetDict | dict[str, Streame
         split = splits[name]
         if missing := (split.missing_masks if args.streaming else split.data.column("mask").null_count):
             raise ValueError(f"{missing} slices in the split {name!r} of {args.dataset} have no mask to learn from.")
+        if None in split["patient_id"]:
+            raise ValueError(f"A slice in the split {name!r} of {args.dataset} has no patient_id.")
+        if other := {repr(value) for value in split["has_lesion"] if not isinstance(value, bool)}:
+            raise ValueError(
+                f"The column has_lesion of the split {name!r} of {args.dataset} must be true or false for every slice, "
+                f"but holds {', '.join(sorted(other)[:3])}. Fill it in, and cast it to bool."
+            )
         if not args.streaming:
             check_slices(split, as_volumes=name == "validation" or args.folds is not None)
         elif name == "validation":
