@@ -71,7 +71,7 @@ class TestSampler:
 
     @pytest.fixture
     def head_sizes(self) -> np.ndarray:
-        return np.random.default_rng(1).uniform(0.2, 0.9, (100, 2))
+        return np.random.default_rng(1).uniform(0.2, 1.0, (100, 2))
 
     def sampler(self, has_lesion, head_sizes, **kwargs) -> LesionBatchSampler:
         settings = {"batch_size": 4, "image_size": 128, "size_divisor": 16, "seed": 3} | kwargs
