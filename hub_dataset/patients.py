@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from datasets import Dataset, Image
@@ -43,7 +44,7 @@ def group_by_patient(dataset: Dataset) -> dict[str, list[int]]:
         raise ValueError("The split has no rows, so there is nothing to score.")
     keys = list(zip(dataset["patient_id"], dataset["slice_index"], strict=True))
     for patient_id, slice_index in keys:
-        if patient_id is None or not isinstance(slice_index, int | float):  # as text, slice 10 would precede slice 2
+        if patient_id is None or not isinstance(slice_index, Real):  # as text, slice 10 would precede slice 2
             raise ValueError(
                 f"Every slice needs a patient_id and a number as its slice_index, but one has {patient_id!r} and "
                 f"{slice_index!r}."
