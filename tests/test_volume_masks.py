@@ -47,7 +47,7 @@ def test_a_mask_on_other_voxels_or_an_image_is_no_mask(tmp_path):
     # A tenth of a voxel, of 0.75 mm here, may be rounding.
     np.testing.assert_array_equal(read_mask([save_nifti(tmp_path / "m.nii", mask, affine=moved(0.06))], volume), mask)
     larger, first = AFFINE.copy(), [47, 63, 0, 1]  # the first voxel of the axial volume stays in place
-    larger[:3, :3] *= 1.01  # which adds up
+    larger[:3, :3] *= 1.0012  # which adds up to over a tenth of a voxel at the far end alone
     larger[:3, 3] += (AFFINE @ first - larger @ first)[:3]
     for path, why in (
         (tmp_path / "flair.nii", "an image rather than a mask"),
