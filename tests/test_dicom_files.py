@@ -273,3 +273,17 @@ def test_unusable_dicom_is_refused_in_a_sentence(tmp_path):
     files = save_dicom(tmp_path, FLAIR, description="one") + save_dicom(tmp_path, FLAIR, description="two")
     with pytest.raises(VolumeFileError, match=r"2 sequences came .* none of them is FLAIR"):
         read_volume(files)
+
+
+def test_slices_that_lie_aslant_above_each_other_keep_their_places(tmp_path):
+    """As of a tilted gantry: the affine shears."""
+    for path in save_dicom(tmp_path, FLAIR):
+        header = dcmread(path)
+        header.ImagePositionPatient[1] += round(0.2 * header.ImagePositionPatient[2], 6)
+        header.save_as(path)
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.slices, FLAIR)
+    assert volume.spacing == pytest.approx(SPACING)
+    for index, header in enumerate(volume.headers):
+        place = (volume.geometry.affine @ [0, 0, index, 1])[:3] * [-1, -1, 1]
+        np.testing.assert_allclose(place, np.array(header.ImagePositionPatient, dtype=float), atol=1e-4)
