@@ -303,7 +303,7 @@ class TestTraining:
             return loss(*tensors)
 
         monkeypatch.setattr(loop, "segmentation_loss", killed_at_the_ninth_step)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="stopped"):
             run(*arguments, folder="killed")
         killed = run(*arguments, "--resume", folder="killed")
         for name in ("best", "last"):
