@@ -80,15 +80,6 @@ def write_dicom_segmentation(
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    headers = [deepcopy(header) for header in headers]
-    first = headers[0]  # from which patient, study and pixel sizes are taken
-    for keyword in MAY_BE_EMPTY:
-        first.setdefault(keyword, "")
-    for header in headers:  # which may differ by rounding
-        header.ImageOrientationPatient = first.ImageOrientationPatient
-    if not positive_number(first, "SliceThickness"):
-        first.SliceThickness = float(np.linalg.norm(geometry.affine[:3, 2]))
-    set_spacing_between_slices(first, headers)
     algorithm = hd.AlgorithmIdentificationSequence(
         name=long_string(model),
         family=codes.cid7162.ArtificialIntelligence,
@@ -108,7 +99,16 @@ def write_dicom_segmentation(
     )
     segment.SegmentDescription = "Drawn by a model on brain MR. Research only: not for diagnosis or treatment."
     frames = geometry.from_axial(mask).transpose(2, 1, 0)  # (column, row, slice) -> (slice, row, column)
+    headers = [deepcopy(header) for header in headers]
     try:
+        first = headers[0]  # from which patient, study and pixel sizes are taken
+        for keyword in MAY_BE_EMPTY:
+            first.setdefault(keyword, "")
+        for header in headers:  # which may differ by rounding
+            header.ImageOrientationPatient = first.ImageOrientationPatient
+        if not positive_number(first, "SliceThickness"):
+            first.SliceThickness = float(np.linalg.norm(geometry.affine[:3, 2]))
+        set_spacing_between_slices(first, headers)
         # One character set that holds every name: highdicom takes fewer than there are.
         first.decode()
         first.SpecificCharacterSet = "ISO_IR 192"

@@ -169,6 +169,16 @@ def test_without_what_it_needs_there_is_a_reason_instead(tmp_path, attributes, w
     assert not (tmp_path / "seg.dcm").exists()
 
 
+def test_a_field_of_unknown_representation_is_a_reason(tmp_path):
+    files = save_dicom(tmp_path, FLAIR, AccessionNumber="1234")
+    for path in files:
+        data = path.read_bytes()
+        assert data.count(b"\x08\x00\x50\x00SH") == 1
+        path.write_bytes(data.replace(b"\x08\x00\x50\x00SH", b"\x08\x00\x50\x00ZZ"))
+    with pytest.raises(DicomSegmentationError, match=r"none can be made of \(Unknown Value Representation"):
+        segmentation_of(tmp_path / "seg.dcm", head().mask, read_volume(files))
+
+
 def test_a_single_header_that_lacks_what_it_needs_is_counted(tmp_path):
     files = save_dicom(tmp_path, FLAIR)
     header = dcmread(files[7])

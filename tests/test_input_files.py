@@ -35,6 +35,15 @@ def test_an_archive_with_a_member_without_a_name_is_refused(tmp_path):
         read_volume([path])
 
 
+def test_an_archive_of_a_later_format_is_refused(tmp_path):
+    path = save_zip(tmp_path / "slices.zip", {"x.png": b"\x89PNG"})
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 6] = 99  # the version that is needed to read the member
+    path.write_bytes(data)
+    with pytest.raises(VolumeFileError, match=r"is damaged \(zip file version 9\.9\)"):
+        read_volume([path])
+
+
 @pytest.mark.parametrize("name", ["9" * 5000, "t1" * 30_000, f"case/{'t1' * 30_000}/slice"])
 def test_an_archive_with_an_endless_name_is_refused(tmp_path, name):
     with pytest.raises(VolumeFileError, match=r"holds a name of [\d,]+ characters"):
