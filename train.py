@@ -43,8 +43,9 @@ def main(argv: list[str] | None = None) -> None:
         reason = str(error).splitlines()[-1]  # a worker process's comes after its traceback
         sys.exit(f"train.py: error: {reason}. With --resume, the same command goes on from the newest state.")
     except KeyboardInterrupt:
-        then = f" With --resume, the same command goes on from {run.states[-1].name}." if run.states else ""
-        sys.exit("train.py: stopped." + ("" if args.dry_run else then))
+        saved = run.states and not args.dry_run
+        then = f" With --resume, the same command goes on from {run.states[-1].name}." if saved else ""
+        sys.exit(f"train.py: stopped.{then}")
     finally:
         run.unlock()
 
