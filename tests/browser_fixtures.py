@@ -11,6 +11,14 @@ from PIL import Image
 
 CHROMIUM = Path("/usr/bin/chromium")
 SLOW = 60_000  # ms to wait at most, on machines that do other work, too
+# A viewer's picture comes well after the words about it, so that a test which does not wait for it fails every time.
+LATE_PICTURES = """
+const { fetch } = window;
+window.fetch = async (address, ...options) => {
+  if (String(address).endsWith("/view.gz")) await new Promise((resolve) => setTimeout(resolve, 500));
+  return fetch(address, ...options);
+};
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +49,7 @@ def open_page(browser, server):
         context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True, **options)
         context.set_default_timeout(SLOW)
         context.route("**/*", answer)
+        context.add_init_script(LATE_PICTURES)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: failures.append(str(error)))

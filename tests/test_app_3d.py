@@ -1,12 +1,14 @@
 """In a real Chromium: the lesion in the head in 3-D, and a DICOM series' mask taken away as DICOM SEG."""
 
+import re
+
 import gradio as gr
 import nibabel as nib
 import numpy as np
 import pytest
 from app_files import free_port
 from conftest import ROOT
-from viewer_pictures import drawn
+from viewer_pictures import drawn, says
 from volume_samples import SPACING, head, read_dicom_seg, save_dicom, save_zip
 
 from space.results import new_folder
@@ -273,6 +275,7 @@ def test_a_dicom_series_is_outlined_taken_away_and_seen_in_3d(open_page, tmp_pat
     assert opener.is_hidden(), "there is no lesion yet"
     page.click("#volume-run")
     page.get_by_text("Diameters on the largest slice").wait_for()
+    says(page, re.compile(r"^FLAIR slice \d+ of 12, lesion"))
 
     def download(button):
         with page.expect_download() as started:

@@ -109,7 +109,7 @@ def test_every_format_is_shown_at_once(open_page, slice_file, tmp_path):
     assert page.locator("#measurements .warnings li").count() == 2, "said after the run, too"
 
 
-def test_the_second_picture_shows_uncertainty_and_attention(open_page, slice_file, server):
+def test_the_second_picture_shows_uncertainty_and_attention(open_page, slice_file, server, expected_mask):
     page = open_page()
     page.set_input_files(FILE_INPUT, slice_file())
     says(page, "FLAIR slice, not outlined yet")
@@ -125,6 +125,7 @@ def test_the_second_picture_shows_uncertainty_and_attention(open_page, slice_fil
     page.get_by_alt_text("Lesion probability, as colours").wait_for()
     choose_model(page, "#model", "tiny-trans")
     page.get_by_alt_text("Attention, as colours").wait_for()
+    says(page, f"FLAIR slice, lesion {expected_mask(make_slice(), 'tiny-trans').sum():,} pixels")
     scale = shown(page, "#beside").shape[0] // 90
     box = page.locator("#view canvas.picture").bounding_box()  # the picture is 90 x 70 in a square
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] * 8 / 90)
@@ -263,7 +264,9 @@ def test_two_outlines_are_compared(open_page, models, tmp_path):
     with page.expect_download() as started:
         page.locator("#compare-zip").click()
     assert started.value.suggested_filename == "case_comparison.zip"
-    page.locator("#compare-view canvas.picture").press("Home")
+    largest = int((a | lesion).sum(axis=(1, 2)).argmax())
+    says(page, f"FLAIR slice {largest + 1} of 12, {(a & lesion)[largest].sum():,} pixels in both outlines")
+    canvas.press("Home")
     says(page, re.compile(r"^FLAIR slice 1 of 12, \d+ pixels in both"))
 
 
