@@ -47,7 +47,7 @@ def optimizers(monkeypatch) -> list[torch.optim.Optimizer]:
 
 class TestRun:
     def test_folder_tells_everything(self, run, phantom_dataset_dir):
-        folder = run()
+        folder = run(figures=True)
         rows = read_log(folder)
         assert [row["epoch"] for row in rows] == [1, 2]
         assert [row["image_size"] for row in rows] == [48, 64]
@@ -61,7 +61,8 @@ class TestRun:
         assert {name: set(patients) for name, patients in recorded.items()} == {
             name: set(split["patient_id"]) for name, split in splits.items()
         }
-        assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+        for name in ("curves.png", "validation.png"):
+            assert (folder / name).read_bytes().startswith(b"\x89PNG")
         assert not list(folder.rglob("*unfinished*"))
         for name in ("best", "last"):
             model = AutoModelForSemanticSegmentation.from_pretrained(folder / name)
@@ -115,7 +116,7 @@ class TestRun:
         splits = load_splits(str(phantom_dataset_dir))
         splits["validation"] = splits["validation"].filter(lambda row: row["has_lesion"])  # no empty slice
         write_splits(splits, tmp_path / "data")
-        folder = run("--epochs", "1", "--dataset", str(tmp_path / "data"))
+        folder = run("--epochs", "1", "--dataset", str(tmp_path / "data"), figures=True)
         for path in (folder / "log.jsonl", folder / "best" / "metrics.json"):
             row = json.loads(path.read_text(), parse_constant=pytest.fail)
             assert row["validation_false_alarm_rate"] is None
@@ -167,7 +168,6 @@ class TestRun:
         assert recomputed.read_bytes() == expected.read_bytes()
 
     def test_each_part_of_the_recipe_shapes_the_weights(self, run, monkeypatch):
-        monkeypatch.setattr(RunFolder, "write_figure", lambda *_: None)  # half the time of a run
         # Weights begin alike whatever the seed, which then draws slices and augmentation alone.
         for module in (train, loop):
             monkeypatch.setattr(module, "set_seed", lambda _, **options: set_seed(0, **options))
@@ -198,13 +198,12 @@ class TestRun:
     def test_stops_early(self, run, monkeypatch):
         scores = iter([0.5, 0.6, 0.55, 0.6, 0.9])
         monkeypatch.setattr(loop, "validation_scores", lambda *_: {"validation_dice_mean": next(scores)})
-        monkeypatch.setattr(RunFolder, "write_figure", lambda *_: None)
         folder = run("--epochs", "10", "--patience", "2", "--validate_every", "2")
         assert [row.get("validation_dice_mean") for row in read_log(folder)][1::2] == [0.5, 0.6, 0.55, 0.6]
         assert json.loads((folder / "best" / "metrics.json").read_text())["epoch"] == 4
 
     def test_validates_every_nth_epoch_and_the_last(self, run):
-        folder = run("--epochs", "3", "--validate_every", "2")
+        folder = run("--epochs", "3", "--validate_every", "2", figures=True)
         assert ["validation_dice_mean" in row for row in read_log(folder)] == [False, True, True]
 
     def test_does_not_end_at_an_epoch_that_was_not_validated(self, run):

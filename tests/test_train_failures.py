@@ -362,7 +362,7 @@ class TestFullDisk:
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
             try:
-                run(*arguments)
+                run(*arguments, figures=True)
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
