@@ -61,25 +61,14 @@ def test_the_command_writes_the_results_that_the_function_gives(model, checkpoin
     assert sorted(path.name for path in output.parent.iterdir()) == ["results.json", "results.png"]
 
 
-def test_processes_share_the_patients_and_go_on_with_what_is_kept(checkpoint, phantom_dataset_dir, tmp_path):
+def test_processes_share_the_patients_and_go_on_with_what_is_kept(
+    run_client, checkpoint, phantom_dataset_dir, tmp_path
+):
     arguments = ["--checkpoint", checkpoint, "--dataset", phantom_dataset_dir, "--split", "test", "--no_figure"]
     run_main(*arguments, "--output", tmp_path / "one.json")
     kept = tmp_path / "kept"
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [*launch, "evaluate.py", *arguments, "--predictions", kept, "--output", tmp_path / "two.json"]
-    run = subprocess.run(
-        [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    command = ["tests/as_two_processes.py", "evaluate.py", *arguments, "--predictions", kept]
+    run = run_client(*command, "--output", tmp_path / "two.json")
     assert run.returncode == 0, run.stderr
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert (one["patients"], one["summary"]) == (two["patients"], two["summary"])

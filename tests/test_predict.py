@@ -6,14 +6,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import LAUNCH_PORT
 from PIL import Image
 from pydicom import dcmread
 from tiny_models import tiny_model
@@ -26,7 +23,6 @@ from modeling.measurements import volume_ml
 from modeling.postprocessing import outline_threshold
 from predict import main
 
-ROOT = Path(__file__).resolve().parent.parent
 THRESHOLD = 0.45  # a random network's probabilities lie on both sides of it
 
 
@@ -290,15 +286,11 @@ def test_two_patients_of_one_name_are_refused(scans, checkpoint, tmp_path):
         predict(scans, checkpoint, tmp_path / "out", "anna", tmp_path / "anna.nii.gz")
 
 
-def test_two_processes_share_the_patients(scans, checkpoint, tmp_path):
-    config = ROOT / "examples" / "accelerate" / "two_cpu_processes.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-    launch += ["--main_process_port", LAUNCH_PORT, "predict.py"]
-    options = ["--checkpoint", checkpoint, "--output", tmp_path, "--no_postprocessing"]
+def test_two_processes_share_the_patients(run_client, scans, checkpoint, tmp_path):
+    options = ["--checkpoint", checkpoint, "--output", tmp_path / "out", "--no_postprocessing"]
     names = ("anna", "bert.nii", "cleo.zip")
-    command = [*launch, *options, *(scans / name for name in names)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    run = run_client("tests/as_two_processes.py", "predict.py", *options, *(scans / name for name in names))
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("3 of 3 patients segmented") == 1
     assert "2/2" in run.stderr, "the first process has the first and the third"
-    assert [row["patient"] for row in table_in(tmp_path)] == ["anna", "bert", "cleo"]
+    assert [row["patient"] for row in table_in(tmp_path / "out")] == ["anna", "bert", "cleo"]

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import os
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -12,12 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from conftest import ROOT
 from evaluate_samples import FEATURES
 from local_hub_requests import Handler
 from PIL import Image as PILImage
 from safetensors.torch import load_file
-from test_training_distributed import launch_two
 from tiny_models import tiny_model
 from tiny_training import read_log
 from torch.utils.data import DataLoader
@@ -353,11 +350,16 @@ class TestTraining:
             run("--streaming", "--dataset", str(tmp_path / "data"))
         assert not (tmp_path / "run").exists()
 
-    def test_two_processes_train_as_one(self, run, phantom_dataset_dir, tmp_path):
+    def test_two_processes_train_as_one(self, run, run_client, phantom_dataset_dir, tmp_path):
         arguments = ["--streaming", "10", "--optimizer", "sgd", "--learning_rate", "0.05", "--image_size", "48"]
         arguments += ["--epochs", "1"]
         one = read_log(run(*arguments))
-        two = read_log(launch_two(phantom_dataset_dir, tmp_path / "two", *arguments))
+        arguments += ["--model", "tiny", "--dataset", phantom_dataset_dir, "--output_dir", tmp_path / "two"]
+        arguments += ["--batch_size", "4", "--num_workers", "0"]
+        done = run_client("tests/as_two_processes.py", "tests/tiny_training.py", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "processes: 2 on cpu" in done.stdout
+        two = read_log(tmp_path / "two")
         for row, row_of_two in zip(one, two, strict=True):
             assert row_of_two["train_loss"] == pytest.approx(row["train_loss"], rel=1e-5)
             assert row_of_two["validation_dice"].keys() == row["validation_dice"].keys()
@@ -369,6 +371,7 @@ def without_seconds(rows: list[dict]) -> list[dict]:
 
 WATCH_AND_TRAIN = """
 import sys
+sys.path.append("tests")
 from huggingface_hub import HfApi
 import tiny_training, train
 from hub_dataset.streaming import stream_splits
@@ -400,7 +403,7 @@ def test_trains_from_the_hub_without_downloading_the_dataset(hub, run_client, tm
     hub.fail_next("GET .*/resolve/.*parquet", 503)
     arguments = ["--model", "tiny", "--dataset", "alice/lgg", "--streaming", "4", "--output_dir", str(tmp_path / "run")]
     arguments += ["--image_size", "32", "--batch_size", "4", "--epochs", "2", "--num_workers", "1"]
-    done = run_client("-c", WATCH_AND_TRAIN, *arguments, PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+    done = run_client("-c", WATCH_AND_TRAIN, *arguments)
     assert done.returncode == 0, done.stderr
     assert "{'train': 24, 'validation': 6}" in done.stdout
     assert len(read_log(tmp_path / "run")) == 2
