@@ -11,7 +11,8 @@ LOAD = """
 from hub_dataset.loading import load_splits
 print({name: len(split) for name, split in load_splits("alice/lgg").items()})
 """
-TINY_RUN = ("--model", "unet-5level", "--image_size", "32", "--batch_size", "4", "--epochs", "1", "--num_workers", "0")
+TINY_RUN = ["--model", "unet-5level", "--config", "hidden_sizes=[4, 6, 8, 10, 12]", "--image_size", "32"]
+TINY_RUN += ["--batch_size", "4", "--epochs", "1", "--num_workers", "0"]
 
 
 def test_trains_from_the_hub_publishes_there_and_goes_on_without_a_network(
