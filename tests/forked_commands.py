@@ -1,8 +1,10 @@
-"""Commands of the repository in forks of a process that has the libraries imported.
+"""Commands in forks of a process that has the libraries imported.
 
 Imports take most of a short command's time. A fork has them behind it, and leaves nothing to the next one.
 """
 
+import gc
+import importlib
 import json
 import os
 import runpy
@@ -18,20 +20,22 @@ ROOT = Path(__file__).resolve().parent.parent
 class ForkedCommands:
     """The process, while the `with` block lasts; it has the variables of `environment` from the start.
 
+    It imports `modules`, from `place` where they are there, which is the folder that commands run in, too.
+
     Libraries keep what HF_HOME is when they are imported. Here it is a link, which each command has lead to a home of
     its own.
     """
 
-    def __init__(self, folder: Path, environment: dict[str, str]):
-        self.folder = folder
+    def __init__(self, folder: Path, environment: dict[str, str], modules: list[str], place: Path = ROOT):
+        self.folder, self.modules, self.place = folder, modules, place
         self.home = Path(environment["HF_HOME"])
         self.environment = os.environ | environment
 
     def __enter__(self) -> "ForkedCommands":
         self.lead_home_to(self.folder / "nobody")
         self.process = subprocess.Popen(
-            [sys.executable, __file__],
-            cwd=ROOT,
+            [sys.executable, __file__, *self.modules],
+            cwd=self.place,
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -51,7 +55,7 @@ class ForkedCommands:
     def run(
         self, arguments: list[str], home: Path, environment: dict[str, str], timeout: float
     ) -> subprocess.CompletedProcess:
-        """Run what `python *arguments` runs, a script or `-m` and a module; output is text.
+        """Run what `python *arguments` runs, a script, `-m` and a module, or `-c` and code; output is text.
 
         Args:
             environment: variables that are read later than at import.
@@ -73,12 +77,10 @@ class ForkedCommands:
 
 def serve() -> None:
     """Fork for each line of standard input, and print how the fork ended."""
-    sys.path[0] = str(ROOT)
-    import evaluate  # noqa: F401
-    import hub_dataset.source  # noqa: F401
-    import modeling.card  # noqa: F401
-    import training.loop  # noqa: F401
-
+    sys.path[0] = str(Path.cwd())
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+    gc.freeze()  # or each fork, as it ends, looks through all there is, and so copies it
     for line in sys.stdin:
         child = os.fork()
         if not child:
@@ -91,7 +93,10 @@ def execute(arguments: list[str], environment: dict[str, str], outputs: list[str
     for number, path in enumerate([os.devnull, *outputs]):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
     os.environ |= environment
-    if arguments[0] == "-m":
+    if arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        exec(arguments[1], {"__name__": "__main__"})
+    elif arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:

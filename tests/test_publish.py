@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from forked_commands import ForkedCommands
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
@@ -31,15 +32,15 @@ LOAD = """
 import sys, numpy as np, torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
-repo, revision, out = sys.argv[1:]
+repo, revision, image, out = sys.argv[1:]
 assert "modeling" not in sys.modules
 options = {"trust_remote_code": True} | ({"revision": revision} if revision else {})
 model = AutoModelForSemanticSegmentation.from_pretrained(repo, **options)
 processor = AutoImageProcessor.from_pretrained(repo, **options)
 with torch.no_grad():
-    logits = model(**processor(images=Image.open("slice.png"), return_tensors="pt")).logits
+    logits = model(**processor(images=Image.open(image), return_tensors="pt")).logits
 np.save(out, logits.float().numpy())
-segments = pipeline("image-segmentation", model=repo, **options)("slice.png")
+segments = pipeline("image-segmentation", model=repo, **options)(image)
 print(sorted(segment["label"] for segment in segments), segments[0]["mask"].size)
 """
 
@@ -63,16 +64,26 @@ def publish(run_client):
     return run
 
 
-@pytest.fixture
-def load_alone(run_client, tmp_path):
-    """Load a repository in a process of its own, in an empty folder with an empty cache: (logits, what it printed)."""
+@pytest.fixture(scope="module")
+def strangers(hub_server, tmp_path_factory):
+    """Processes of clients of the Hub that have `transformers` imported, in an empty folder without this repository."""
+    folder, place = (tmp_path_factory.mktemp(name) for name in ("strangers", "alone"))
+    environment = {"PYTHONPATH": ""} | hub_server.environment(folder / "home")
+    with ForkedCommands(folder, environment, ["transformers.pipelines"], place) as commands:
+        yield commands
 
-    def run(repo_id, revision="", **options):
-        (tmp_path / "alone").mkdir(exist_ok=True)
-        Image.fromarray(example()).save(tmp_path / "alone" / "slice.png")
-        done = run_client("-c", LOAD, repo_id, revision, tmp_path / "logits.npy", alone=True, **options)
+
+@pytest.fixture
+def load_alone(strangers, tmp_path):
+    """Load a repository in a process of its own, with a cache for each `home`: (logits, what it printed)."""
+
+    def run(repo_id, revision="", home="home"):
+        image, logits = tmp_path / "slice.png", tmp_path / "logits.npy"
+        Image.fromarray(example()).save(image)
+        arguments = ["-c", LOAD, repo_id, revision, str(image), str(logits)]
+        done = strangers.run(arguments, tmp_path / home, {"HF_TOKEN": "hf_alice"}, timeout=300)
         assert done.returncode == 0, done.stderr
-        return np.load(tmp_path / "logits.npy"), done.stdout
+        return np.load(logits), done.stdout
 
     return run
 

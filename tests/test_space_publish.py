@@ -72,7 +72,7 @@ def test_what_was_published_starts_in_an_empty_folder_and_segments(hub, run_clie
     assert not {"space/publish.py", "modeling/card.py", "modeling/publish.py", "examples/make_examples.py"} & published
 
     folder = tmp_path / "downloaded"
-    done = run_client("-c", DOWNLOAD, "alice/space", folder, alone=True)
+    done = run_client("-c", DOWNLOAD, "alice/space", folder)
     assert done.returncode == 0, done.stderr
     client = Client(start(folder), verbose=False, analytics_enabled=False)
     model = client.predict(api_name="/list_models")["default"]
@@ -83,12 +83,11 @@ def test_what_was_published_starts_in_an_empty_folder_and_segments(hub, run_clie
     assert Image.open(mask).size == Image.open(lesion).size
 
 
-def test_weights_from_the_hub_are_named_not_bundled(hub, run_client):
-    create = "import sys, huggingface_hub as hub; hub.create_repo(sys.argv[1])\n"
-    create += "hub.upload_file(repo_id=sys.argv[1], path_or_fileobj=b'{}', path_in_repo='config.json')"
+def test_weights_from_the_hub_are_named_not_bundled(hub, run_client, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     for name in ("alice/a", "alice/b"):
-        done = run_client("-c", create, name)
-        assert done.returncode == 0, done.stderr
+        hub.put("models", name, tmp_path / "model")
     publish = ("-m", "space.publish", "alice/space", "--model_ids")
     assert run_client(*publish, "alice/a, alice/b,").returncode == 0
     refused = {"alice/a,alice/none": "'alice/none' is no model", "a model": "is no model", " , ": "names no model"}
@@ -114,29 +113,30 @@ def test_weights_from_the_hub_are_named_not_bundled(hub, run_client):
 
 
 @pytest.mark.parametrize(
-    ("environment", "message"),
+    ("options", "message"),
     [
         ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "the Hub cannot be reached"),
-        ({"HF_TOKEN": "hf_nobody"}, "the Hub does not know this token"),
-        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
+        ({"token": "hf_nobody"}, "the Hub does not know this token"),
     ],
 )
-def test_a_hub_that_cannot_tell_whether_there_is_a_model_is_explained(hub, run_client, environment, message):
-    done = run_client("-m", "space.publish", "alice/space", "--model_ids", "alice/a", **environment)
+def test_a_hub_that_cannot_tell_whether_there_is_a_model_is_explained(hub, run_client, options, message):
+    done = run_client("-m", "space.publish", "alice/space", "--model_ids", "alice/a", **options)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not hub.repositories
 
 
-def test_a_name_that_is_taken_is_left_alone(hub, run_client):
-    create = (
-        "from huggingface_hub import HfApi as A; A().create_repo('alice/space', repo_type='space', space_sdk='static')"
-    )
-    upload = (
-        "; A().upload_file(path_or_fileobj=b'x', path_in_repo='index.html', repo_id='alice/space', repo_type='space')"
-    )
-    assert run_client("-c", create + upload).returncode == 0
+def test_without_a_network_nobody_can_tell_whether_there_is_a_model(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    with pytest.raises(SystemExit, match="HF_HUB_OFFLINE is set"):
+        main(["alice/space", "--model_ids", "alice/a"])
+
+
+def test_a_name_that_is_taken_is_left_alone(hub, run_client, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "index.html").write_text("x")
+    hub.put("spaces", "alice/space", tmp_path / "other")
     done = run_client("-m", "space.publish", "alice/space")
     assert done.returncode == 1
     assert "alice/space is taken: it holds index.html" in done.stderr
