@@ -1,8 +1,6 @@
 """evaluate.py as a command: what it writes, how processes share it, and what it refuses."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +33,14 @@ def dataset_dir(split, tmp_path_factory):
     return folder
 
 
-def test_the_command_writes_the_results_that_the_function_gives(model, checkpoint, phantom_dataset_dir, tmp_path):
+def test_the_command_writes_the_results_that_the_function_gives(
+    run_client, model, checkpoint, phantom_dataset_dir, tmp_path
+):
     output = tmp_path / "new" / "results.json"
-    command = [sys.executable, "evaluate.py", "--checkpoint", checkpoint, "--dataset", phantom_dataset_dir]
+    command = ["evaluate.py", "--checkpoint", checkpoint, "--dataset", phantom_dataset_dir]
     command += ["--split", "test", "--output", output, "--threshold", "0.45", "--min_voxels", "20", "--no_extend"]
     command += ["--volume_share", "0.25", "--views", "2"]
-    run = subprocess.run(
-        [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    run = run_client(*command)
     assert run.returncode == 0, run.stderr
     results = json.loads(output.read_text())
     split = load_splits(str(phantom_dataset_dir))["test"]

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
 import pytest
 import torch
 import yaml
+from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.data_loader import BatchSamplerShard
 from conftest import LAUNCH_PORT
@@ -104,15 +107,14 @@ def test_configurations_are_ones_that_accelerate_knows(path):
     assert {key for key in yaml.safe_load(path.read_text()) if key not in known} == set()
 
 
-def test_a_launch_that_starts_one_process_of_two_says_so(tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["tests/tiny_training.py", "--model", "tiny", "--dataset", str(tmp_path), "--output_dir", str(tmp_path)]
-    result = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    assert "has started one process only" in result.stderr
+def test_a_launch_that_starts_one_process_of_two_says_so(run, monkeypatch, capsys):
+    arguments = launch.launch_command_parser().parse_args(["--cpu", "--num_processes", "2", "train.py"])
+    with monkeypatch.context() as patch:
+        started = Mock(**{"return_value.returncode": 0})
+        patch.setattr(launch, "subprocess", SimpleNamespace(Popen=started))
+        launch.launch_command(arguments)
+    started.assert_called_once()
+    for name, value in started.call_args.kwargs["env"].items():
+        monkeypatch.setenv(name, value)
+    run("--epochs", "1")
+    assert "has started one process only" in capsys.readouterr().err
