@@ -28,7 +28,7 @@ from modeling.publish import publish_model
 from training.arguments import parse_args
 from training.cpu import keep_freed_memory
 from training.dry_run import print_estimate
-from training.launch import start_accelerator
+from training.launch import ending_together, start_accelerator
 from training.loop import Training
 from training.parts import load_parts
 from training.run_folder import RunFolder
@@ -62,10 +62,8 @@ def train(args: argparse.Namespace, run: RunFolder) -> None:
         use_cores(accelerator.num_processes)
         if not args.low_memory:
             keep_freed_memory()
-    try:
+    with ending_together(accelerator):
         parts = load_parts(args, accelerator)
-    except (OSError, ValueError) as error:
-        sys.exit(f"train.py: error: {error}")
     training = Training(args, run, accelerator, parts)
     accelerator.print(training)
     if args.dry_run:

@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "examples" / "accelerate"
 
 
-def launch_two(dataset: Path, output_dir: Path, *arguments: str) -> Path:
-    """A real `accelerate launch` of the tiny preset as two processes on the CPU; gives the run's folder."""
+def launch_two(dataset: Path, output_dir: Path, *arguments: str) -> tuple[int, str, str]:
+    """A real `accelerate launch` of the tiny preset as two processes on the CPU; gives exit status, output, errors."""
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", str(CONFIGS / "two_cpu_processes.yaml"), "--main_process_port", LAUNCH_PORT]
     command += ["tests/tiny_training.py", "--model", "tiny", "--dataset", str(dataset), "--output_dir", str(output_dir)]
@@ -47,9 +47,7 @@ def launch_two(dataset: Path, output_dir: Path, *arguments: str) -> Path:
             for process in [*running.children(recursive=True), running]:
                 process.send_signal(signal.SIGABRT)  # which makes each say where it stands
             pytest.fail(launcher.communicate()[1])
-    assert launcher.returncode == 0, errors
-    assert "processes: 2 on cpu" in printed
-    return output_dir
+    return launcher.returncode, printed, errors
 
 
 def test_two_processes_train_as_one(run, phantom_dataset_dir, tmp_path):
@@ -61,7 +59,10 @@ def test_two_processes_train_as_one(run, phantom_dataset_dir, tmp_path):
     BrainMRIImageProcessor().save_pretrained(tmp_path / "teacher")
     arguments += ["--teacher", str(tmp_path / "teacher"), "--checkpoint_minutes", "0"]
     one = run("--image_size", "48", "--epochs", "3", *arguments)
-    two = launch_two(phantom_dataset_dir, tmp_path / "two", *arguments)
+    two = tmp_path / "two"
+    status, printed, errors = launch_two(phantom_dataset_dir, two, *arguments)
+    assert status == 0, errors
+    assert "processes: 2 on cpu" in printed
     rows, rows_of_two = (
         [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (one, two)
     )
@@ -75,6 +76,18 @@ def test_two_processes_train_as_one(run, phantom_dataset_dir, tmp_path):
     assert weights.keys() == weights_of_two.keys()
     for name, tensor in weights.items():
         torch.testing.assert_close(weights_of_two[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("wrong", ["dataset", "init_from"])
+def test_what_ends_two_processes_is_said_once(wrong, phantom_dataset_dir, tmp_path):
+    missing = tmp_path / "missing"
+    arguments = ["--init_from", str(missing)] if wrong == "init_from" else []
+    dataset = missing if wrong == "dataset" else phantom_dataset_dir
+    status, _, errors = launch_two(dataset, tmp_path / "run", *arguments)
+    assert status == 1
+    (said,) = [line for line in errors.splitlines() if line.startswith("train.py: error: ")]
+    assert str(missing) in said
+    assert "[rank1]" not in errors  # how PyTorch begins the lines of a process's traceback
 
 
 def test_processes_share_each_batch_in_order():

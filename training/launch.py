@@ -3,10 +3,12 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, gather_object
 
 from .cpu import has_avx2_alone
 
@@ -34,6 +36,21 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
             f"multiple of their number."
         )
     return accelerator
+
+
+@contextmanager
+def ending_together(accelerator: Accelerator) -> Iterator[None]:
+    """Where an OSError or ValueError ends the block in any process, all end, and the main one says the first, once.
+
+    All processes must enter it, and those that fail must leave none waiting for them within.
+    """
+    problem = None
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    if problems := [said for said in gather_object([problem]) if said is not None]:
+        sys.exit(f"train.py: error: {problems[0]}" if accelerator.is_main_process else 1)
 
 
 def check_precision(accelerator: Accelerator) -> None:

@@ -45,11 +45,17 @@ def load_parts(args: argparse.Namespace, accelerator: Accelerator) -> Parts:
     Raises:
         OSError, ValueError: as `load_data`, `initialize_from` and `load_teacher`.
     """
+    problem = None
     with accelerator.local_main_process_first():
-        splits, sampler = load_data(args)
-        processor = BrainMRIImageProcessor(size_divisor=sampler.size_divisor, volume_share=args.volume_share)
-        recipe = (processor, args.augmentation, args.channels)
-        slices = StreamedSlices(*recipe) if args.streaming else TrainingSlices(splits["train"], *recipe)
+        try:
+            splits, sampler = load_data(args)
+            processor = BrainMRIImageProcessor(size_divisor=sampler.size_divisor, volume_share=args.volume_share)
+            recipe = (processor, args.augmentation, args.channels)
+            slices = StreamedSlices(*recipe) if args.streaming else TrainingSlices(splits["train"], *recipe)
+        except (OSError, ValueError) as error:  # an exception that left the block would leave the others waiting at it
+            problem = error
+    if problem:
+        raise problem
     model = AutoModelForSemanticSegmentation.from_config(model_config(args))
     report = initialize_from(model, args.init_from) if args.init_from else None
     teacher = load_teacher(args.teacher, model, processor, accelerator) if args.teacher else None
