@@ -65,7 +65,7 @@ def find_dataset(name_or_dir: str) -> str:
     """What `datasets.load_dataset` takes for a folder, which must be there, or for USER/NAME on the Hub.
 
     Raises:
-        FileNotFoundError: a path that does not exist.
+        FileNotFoundError: a path that does not exist, or an empty folder.
         ValueError: a path that `datasets` would take for a pattern.
     """
     folder = Path(name_or_dir).expanduser()
@@ -73,6 +73,11 @@ def find_dataset(name_or_dir: str) -> str:
         raise ValueError(
             f"The dataset {name_or_dir} cannot be loaded from {folder.absolute()}, as `datasets` takes [...] and :: in "
             f"a path for patterns. Rename the folder that has them."
+        )
+    if folder.is_dir() and not any(folder.iterdir()):
+        raise FileNotFoundError(
+            f"The dataset folder {name_or_dir!r} is empty. `python -m hub_dataset.build --source KAGGLE_3M_DIR "
+            f"--output {name_or_dir}` fills it."
         )
     looks_like_path = name_or_dir.startswith((".", "/", "~")) or name_or_dir.count("/") != 1
     if not looks_like_path:

@@ -380,6 +380,8 @@ class TestDataset:
     def test_missing_folder_and_missing_columns(self, phantom_dataset_dir, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"hub_dataset\.build"):
             load_splits(str(tmp_path / "nothing"))
+        with pytest.raises(FileNotFoundError, match=r"is empty\..*hub_dataset\.build"):
+            load_splits(str(tmp_path))
         with pytest.raises(ValueError, match=r"There is no dataset folder 'data/nothing'\..*hub_dataset\.build"):
             load_splits("data/nothing")  # the Hub, which is asked for it, cannot be reached here
         load_splits(str(phantom_dataset_dir))["train"].remove_columns("mask").to_parquet(tmp_path / "train.parquet")
