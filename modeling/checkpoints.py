@@ -17,6 +17,9 @@ def load_complete(name_or_path: str | Path, **options) -> PreTrainedModel:
         ValueError: its weights are damaged, missing or left over, its config.json is not valid, or it is of another
             kind.
     """
+    # transformers would say that it is no valid id of the Hub.
+    if str(name_or_path).startswith((".", "/", "~")) and not Path(name_or_path).is_dir():
+        raise FileNotFoundError(f"There is no folder '{name_or_path}'; a checkpoint on the Hub is named USER/NAME.")
     try:
         with valid_config(name_or_path):
             model, report = AutoModelForSemanticSegmentation.from_pretrained(

@@ -50,6 +50,12 @@ def test_a_card_beside_the_weights_stays(checkpoint, tmp_path):
     assert not list(tmp_path.glob(".target-*"))
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SystemExit, match=r"error: There is no folder '.*/none'; a checkpoint on the Hub is named"):
+        main([str(tmp_path / "none"), str(tmp_path / "target")])
+    assert not (tmp_path / "target").exists()
+
+
 @pytest.mark.parametrize("value", [1e6, float("nan")])
 def test_values_beyond_half_precision_are_refused(checkpoint, tmp_path, value):
     model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint)
