@@ -103,10 +103,14 @@ class TrainingRun:
         return self.log[-1]["seconds"]
 
     @property
+    def validated(self) -> list[dict]:
+        """The epochs with a mean Dice of the validation patients."""
+        return [row for row in self.log if row.get("validation_dice_mean") is not None]
+
+    @property
     def best(self) -> dict | None:
         """The epoch with the highest mean Dice of the validation patients; None where none was validated."""
-        validated = [row for row in self.log if row.get("validation_dice_mean") is not None]
-        return max(validated, key=lambda row: row["validation_dice_mean"], default=None)
+        return max(self.validated, key=lambda row: row["validation_dice_mean"], default=None)
 
     @property
     def start(self) -> str | None:

@@ -136,7 +136,7 @@ def scores(results: Sequence[Results], runs: Sequence[TrainingRun]) -> str:
     parts = ["## How well it does"]
     if real:
         parts += [score_table(real), reading_guide(real)]
-        parts += [role_of_split(result, runs) for result in first_of_each(real, "split")]
+        parts += [fill(role_of_split(result, runs)) for result in first_of_each(real, "split")]
         parts += [extremes(result) for result in first_of_each(real, "split", "channels")]
     else:
         parts.append("It has not been measured on patients' images.")
@@ -247,7 +247,7 @@ def role_of_split(result: Results, runs: Sequence[TrainingRun]) -> str:
     """Whether these patients were trained on, or chose the epoch."""
     patients = set(result.patient_ids)
     trained = {patient for run in runs for patient in run.split.get("train", ())}
-    chose = {patient for run in runs if run.best for patient in run.split.get("validation", ())}
+    chose = {patient for run in runs if len(run.validated) > 1 for patient in run.split.get("validation", ())}
     name = f"The {len(patients)} patients of `{result.split}`"
     if not runs:
         return f"{name}: what they were used for in training is not recorded."
@@ -302,10 +302,11 @@ def scored(patients: Sequence[str], dice: dict[str, float]) -> str:
 
 def validation_while_training(run: TrainingRun) -> str:
     best = run.best
+    rank = "the highest of the epochs that were validated" if len(run.validated) > 1 else "in the only validation"
     return fill(
         f"While training, epoch {best['epoch']} had a mean Dice of {best['validation_dice_mean']:.3f} "
         f"(median {number(best.get('validation_dice_median'))}) on the {len(run.split.get('validation', ()))} "
-        f"validation patients, the highest of the epochs that were validated."
+        f"validation patients, {rank}."
     )
 
 
@@ -362,10 +363,16 @@ def describe_run(run: TrainingRun, runs: Sequence[TrainingRun]) -> str:
     if arguments.get("ema_decay"):
         details.append(f"The weights are a moving average (decay {arguments['ema_decay']:g}).")
     if arguments.get("augmentation"):
-        details.append("Slices were augmented: geometry, intensity, noise, and FLAIR in place of another channel.")
+        ways = ["geometry", "intensity", "noise", "FLAIR in place of another channel"]
+        if share := min(2 * arguments.get("volume_share", 0), 1):  # as `hub_dataset.augmentation` draws it
+            ways.append(f"the volume's share in normalisation, from 0 to {share:g}")
+        details.append(f"Slices were augmented: {', '.join(ways[:-1])}, and {ways[-1]}.")
     if run.best:
+        epoch, dice = run.best["epoch"], f"{run.best['validation_dice_mean']:.3f}"
         details.append(
-            f"Epoch {run.best['epoch']} had the highest mean validation Dice, {run.best['validation_dice_mean']:.3f}."
+            f"Epoch {epoch} had the highest mean validation Dice, {dice}."
+            if len(run.validated) > 1
+            else f"Epoch {epoch}, the only one validated, had a mean validation Dice of {dice}."
         )
     if run.changes:
         details.append("Arguments were changed when it was resumed, so the command alone does not give these weights.")

@@ -56,7 +56,7 @@ def real_results(phantom_results, tmp_path):
     return tmp_path / "all.json"
 
 
-def make_run(folder, arguments=None, train=TRAINED, validation=VALIDATED, seconds=(600.0, 7200.0)):
+def make_run(folder, arguments=None, train=TRAINED, validation=VALIDATED, seconds=(600.0, 7200.0), dice=(0.725, 0.6)):
     folder.mkdir(parents=True)
     defaults = {
         "model": "unet-4level",
@@ -70,8 +70,8 @@ def make_run(folder, arguments=None, train=TRAINED, validation=VALIDATED, second
     (folder / "args.json").write_text(json.dumps(defaults | (arguments or {})))
     (folder / "split.json").write_text(json.dumps({"train": train, "validation": validation}))
     rows = [
-        {"epoch": epoch, "image_size": size, "seconds": s, "validation_dice_mean": dice}
-        for epoch, (size, s, dice) in enumerate(zip((128, 192), seconds, (0.725, 0.6), strict=True), start=1)
+        {"epoch": epoch, "image_size": size, "seconds": s, "validation_dice_mean": score}
+        for epoch, (size, s, score) in enumerate(zip((128, 192), seconds, dice, strict=True), start=1)
     ]
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -133,12 +133,37 @@ def test_text_tells_extremes_and_how_the_patients_were_used(copied, real_results
     assert f"worst {VALIDATED[1]} (0.00); best {VALIDATED[0]} (0.81)" in text
     assert "One patient of 2 under a Dice of 0.5, one lesion missed altogether." in text
     assert "chose the epoch" in text
+    assert "Epoch 1 had the highest mean validation Dice, 0.725." in text
     assert "under 50 % of the largest, extends what is left to the probability" in text
     assert "removes what then has under 400 voxels." in text
     assert "It took 2.0 hours on two cores." in text
     assert "--image_size 128 192@60%" in text
     assert "/somewhere" not in text
     assert "--resume" not in text
+
+
+def test_a_single_validation_chose_no_epoch(copied, real_results, tmp_path):
+    run = make_run(tmp_path / "runs" / "a", dice=(None, 0.6))
+    write_card(copied, results=[real_results], runs=[run])
+    text = " ".join(ModelCard.load(copied / "README.md").text.split())
+    assert "none was trained on, and none chose anything." in text
+    assert "Epoch 2, the only one validated, had a mean validation Dice of 0.600." in text
+    write_card(copied, runs=[run])
+    text = " ".join(ModelCard.load(copied / "README.md").text.split())
+    assert "epoch 2 had a mean Dice of 0.600 (median –) on the 2 validation patients, in the only validation." in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ways"),
+    [
+        ({}, "noise, and FLAIR in place of another channel."),
+        ({"volume_share": 0.25}, "another channel, and the volume's share in normalisation, from 0 to 0.5."),
+        ({"volume_share": 0.75}, "another channel, and the volume's share in normalisation, from 0 to 1."),
+    ],
+)
+def test_augmentation_of_the_normalisation_is_told(copied, tmp_path, arguments, ways):
+    write_card(copied, runs=[make_run(tmp_path / "run", {"augmentation": 1.0} | arguments)])
+    assert ways in " ".join((copied / "README.md").read_text().split())
 
 
 @pytest.mark.parametrize(
