@@ -362,6 +362,7 @@ class TestDataset:
 
     def test_a_folder_may_be_given_as_shells_do(self, tmp_path, monkeypatch):
         (tmp_path / "lgg").mkdir()
+        (tmp_path / "lgg" / "train.parquet").touch()
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.chdir(tmp_path)
         assert find_dataset("~/lgg") == str(tmp_path / "lgg")
